@@ -1,0 +1,229 @@
+"""A graph as Python source: each step becomes one line of torch, the whole becomes two functions.
+
+The lines of a step are the same whether the tuner times the step alone or a layer trains with the
+whole graph. Generated source keeps the dispatch of a step at the price of one torch call, and a
+user can read exactly what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from autolora.graphs.contraction import ADAPTER_TENSORS, Contraction, Join, Step
+from autolora.graphs.graph import BYTES, REFERENCE, Graph, run_dtype
+from autolora.graphs.onednn import onednn
+from autolora.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One statement of a graph.
+
+    Args:
+        text: the statement, in the names of :data:`autolora.graphs.contraction.AXES`.
+        reads: the variables it needs.
+        writes: the variable it makes, or changes in place.
+        views: those of ``reads`` that are transposed views, since memory order decides speed.
+    """
+
+    text: str
+    reads: tuple[str, ...]
+    writes: str
+    views: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Executable:
+    """A graph made to run for problems of given dtypes.
+
+    ``forward(input, W, b, A, B, s)`` gives ``(Y, saved)``; ``backward(G, saved, s)`` gives
+    ``(dX, dA, dB)``, None for a gradient that is not needed. ``input`` is X with any leading axes;
+    Y, G and dX are matrices. ``saved`` holds the tensors of ``graph.saved`` in that order, with
+    ``input`` itself for X.
+    """
+
+    graph: Graph
+    gradients: tuple[str, ...]
+    adapter_dtype: torch.dtype
+    compute_dtype: torch.dtype
+    forward: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
+    backward: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
+    source: str
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("an executable graph is rebuilt from its name, not pickled")
+
+
+def executable(graph: Graph, problem: Problem) -> Executable:
+    """Compiles a composed graph; sizes do not matter, so all token counts share one."""
+    return _executable(graph, _sizeless(problem))
+
+
+def lines(graph: Graph, problem: Problem) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+    """The statements of the forward and of the backward pass."""
+    return _lines(graph, _sizeless(problem))
+
+
+def _sizeless(problem: Problem) -> Problem:
+    return replace(problem, in_features=1, out_features=1, tokens=1, rank=1)
+
+
+def _lines(graph: Graph, problem: Problem) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+    return (
+        _Emitter(graph, problem).emit(graph.forward_steps),
+        _Emitter(graph, problem).emit(graph.backward_steps, last=True),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _executable(graph: Graph, problem: Problem) -> Executable:
+    if graph.forward == REFERENCE:
+        raise ValueError("the reference graph is plain autograd and has no source of its own")
+    gradients = problem.gradients
+    forward, backward = _lines(graph, problem)
+    saved = graph.saved if gradients else ()
+    kept = "".join(f"{'input' if name == 'X' else name}, " for name in saved)
+    rows = "    X = input.flatten(0, -2)"
+    results = ", ".join(f"d{n}" if n in gradients else "None" for n in ("X", "A", "B"))
+    source = "\n".join(
+        [
+            "def forward(input, W, b, A, B, s):",
+            rows,
+            *(f"    {line.text}" for line in forward),
+            f"    return Y, ({kept})",
+            "",
+            "",
+            "def backward(G, saved, s):",
+            *([f"    {kept}= saved"] if saved else []),
+            *([rows] if "X" in saved else []),
+            *(f"    {line.text}" for line in backward),
+            f"    return {results}",
+            "",
+        ]
+    )
+    scope: dict[str, Any] = {"torch": torch, "onednn": onednn}
+    exec(compile(source, f"<autolora graph {graph.name}>", "exec"), scope)
+    return Executable(
+        graph,
+        gradients,
+        getattr(torch, problem.adapter_dtype),
+        getattr(torch, problem.compute_dtype),
+        scope["forward"],
+        scope["backward"],
+        source,
+    )
+
+
+class _Emitter:
+    """Writes the lines of one pass; remembers which variable holds a tensor in which dtype."""
+
+    def __init__(self, graph: Graph, problem: Problem) -> None:
+        self.graph = graph
+        self.problem = problem
+        self.held: dict[str, str] = dict.fromkeys(("A", "B"), problem.adapter_dtype)
+        self.lines: list[Line] = []
+
+    def emit(self, steps: Iterable[Step], *, last: bool = False) -> tuple[Line, ...]:
+        for step in steps:
+            if isinstance(step, Join):
+                self._join(step)
+            else:
+                self._product(step)
+        if last:
+            for name in ("dA", "dB"):
+                if any(line.writes == name for line in self.lines):
+                    self._convert(name, self.problem.adapter_dtype)
+        return tuple(self.lines)
+
+    def _home(self, tensor: str) -> str:
+        """The dtype that a graph keeps a tensor in."""
+        problem = self.problem
+        return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
+
+    def _convert(self, name: str, dtype: str) -> None:
+        if self._home(name) != dtype:
+            self._line(f"{name} = {name}.to(torch.{dtype})", (name,), name)
+
+    def _in(self, name: str, dtype: str) -> str:
+        """The variable that holds a tensor in ``dtype``, converted where it is not there yet."""
+        held = self.held.get(name, self._home(name))
+        if held == dtype:
+            return name
+        copy = f"{name}_{dtype}"
+        if copy not in self.held:
+            self._line(f"{copy} = {name}.to(torch.{dtype})", (name,), copy)
+            self.held[copy] = dtype
+        return copy
+
+    def _product(self, step: Contraction) -> None:
+        dtype, home = run_dtype(step, self.problem), self._home(step.out)
+        (first, first_turned), (second, second_turned) = step.operands
+        turned = step.out in self.graph.transposed
+        if turned:
+            (first, first_turned), (second, second_turned) = (
+                (second, not second_turned),
+                (first, not first_turned),
+            )
+        left, right = self._in(first, dtype), self._in(second, dtype)
+        a, b = f"{left}{'.t()' * first_turned}", f"{right}{'.t()' * second_turned}"
+        onto = step.onto if step.onto != "b" or self.problem.bias else ""
+        scale = ", alpha=s" if step.scaled else ""
+        if step.out in self.graph.onednn and step.onto in ("", "b"):
+            b = f"{right}{'.t()' * (not second_turned)}"
+            text = f"onednn({a}, {b}{f', {onto}' if onto and not step.scaled else ''})"
+            text += ".mul_(s)" * step.scaled + f".add_({onto})" * bool(onto and step.scaled)
+            text += _result(turned, dtype, home)
+        elif not onto:
+            product = (
+                f"torch.addmm({left}.new_empty(()), {a}, {b}, beta=0{scale})"
+                if scale
+                else f"torch.mm({a}, {b})"
+            )
+            text = product + _result(turned, dtype, home)
+        elif dtype == home and onto == step.out:
+            text = f"{onto}.addmm_({a}, {b}{scale})"
+        elif dtype == home:
+            text = f"torch.addmm({onto}, {a}, {b}{scale})"
+        elif BYTES[dtype] > BYTES[home]:
+            wide = f"{onto}.to(torch.{dtype})"
+            text = f"torch.addmm({wide}, {a}, {b}{scale})" + _result(False, dtype, home)
+        elif onto == step.out:
+            text = f"{onto}.add_(torch.mm({a}, {b}){scale})"
+        else:
+            text = f"torch.add({onto}, torch.mm({a}, {b}){scale})"
+        self._line(f"{step.out} = {text}", (left, right, *([onto] if onto else [])), step.out)
+
+    def _join(self, step: Join) -> None:
+        first, second = (self._in(name, self._home(name)) for name in step.reads)
+        part = f"{second}.mul(s)" if step.scaled else second
+        if self._home(step.second) != self.problem.dtype:
+            part += f".to(torch.{self.problem.dtype})"
+        self._line(
+            f"{step.out} = torch.cat(({first}, {part}), {step.axis})", (first, second), step.out
+        )
+
+    def _line(self, text: str, reads: tuple[str, ...], writes: str) -> None:
+        views = tuple(
+            name for name in dict.fromkeys(reads) if name.partition("_")[0] in self.graph.transposed
+        )
+        self.lines.append(Line(text, reads, writes, views))
+
+
+def _result(turned: bool, dtype: str, home: str) -> str:
+    """Turns a product back and brings it to the dtype that its tensor is kept in."""
+    return ".t()" * turned + f".to(torch.{home})" * (dtype != home)
+
+
+def statement(line: Line) -> Callable[[Mapping[str, Any]], Any]:
+    """One line as a function of the variables it reads, for timing it alone."""
+    names = ", ".join(dict.fromkeys((*line.reads, "s")))
+    body = line.text.partition(" = ")[2]
+    scope: dict[str, Any] = {"torch": torch, "onednn": onednn}
+    exec(f"def run({names}):\n    return {body}", scope)
+    run = scope["run"]
+    return lambda values: run(*(values[name] for name in names.split(", ")))
