@@ -6,12 +6,12 @@ This room holds one frozen, hashable value and its JSON form. It knows nothing o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
-LAYOUTS = ("linear",)
+LAYOUTS = ("linear", "conv1d", "nf4")
 GRADIENTS = ("X", "A", "B")
 
 
@@ -29,7 +29,8 @@ class Problem:
         rank: rows of A.
         dtype: of X, W and Y, the dtype the base product runs in.
         device: its type, ``"cpu"`` or ``"cuda"``; which one exactly is in the environment.
-        layout: how W is stored; ``"linear"`` is ``(out_features, in_features)``.
+        layout: how W is stored; ``"linear"`` is ``(out_features, in_features)``, the only one that
+            graphs exist for.
         bias: whether the base layer has a bias.
         adapter_dtype: of A and B as stored; ``""`` means ``dtype``.
         compute_dtype: in which the adapter branch runs; ``""`` means ``adapter_dtype``.
@@ -104,7 +105,8 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         """The fields in their declared order, gradients as a list."""
-        return {**asdict(self), "gradients": list(self.gradients)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "gradients": list(self.gradients)}
 
     def at(self, tokens: int) -> Problem:
         """The same problem at another token count."""

@@ -287,8 +287,11 @@ def test_onednn_is_for_float32_on_the_cpu():
     assert find_graph(name, small(dtype="float32", device="cuda")) is None
 
 
-def test_dropout_leaves_the_reference_alone():
-    assert list(valid_graphs(small(dropout=True))) == [REFERENCE]
+@pytest.mark.parametrize("changes", [{"dropout": True}, {"layout": "conv1d"}, {"layout": "nf4"}])
+def test_where_only_the_reference_is_valid(changes):
+    problem = small(**changes)
+    assert list(valid_graphs(problem)) == [REFERENCE]
+    assert analytic_graph(problem) == flops_graph(problem) == reference_graph(problem)
 
 
 def test_the_choices_without_measurement():

@@ -50,11 +50,13 @@ def find_graph(name: str, problem: Problem) -> Graph | None:
 def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     """Every graph that computes a problem, by name, the reference graph first, all with BLAS.
 
-    Dropout makes the adapter see another X than the base, so only the reference graph is valid.
+    Dropout makes the adapter see another X than the base, and W may be stored otherwise than as
+    ``(out_features, in_features)``: there only the reference graph is valid.
     Which library computes a product is a choice of its own, see :func:`onednn_products`.
     """
     reference = Graph(REFERENCE)
-    graphs = [reference] if problem.dropout else [reference, *_compositions(problem)]
+    plain = problem.layout == "linear" and not problem.dropout
+    graphs = [reference, *_compositions(problem)] if plain else [reference]
     return MappingProxyType({graph.name: graph for graph in graphs})
 
 

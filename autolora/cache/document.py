@@ -1,0 +1,131 @@
+"""The text of a cache file: its layout, read and written.
+
+History: version 1, autolora 0.1: ``schema_version``, ``environments`` by id, ``records``.
+
+What this room writes has one record per line, and a file that has is cut into lines without being
+parsed. Any other JSON of the same content is read too, only slower.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from autolora.cache.checks import dumps, loads, members
+from autolora.cache.record import Record
+from autolora.cache.table import Key, Table
+from autolora.environment import Environment
+
+SCHEMA_VERSION = 1
+
+_MEMBERS = ("schema_version", "environments", "records")
+_START = f'{{"schema_version":{SCHEMA_VERSION},\n"environments":{{'
+_MIDDLE = '},\n"records":['
+_END = "]}\n"
+_VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d{1,100})\s*[,}]', re.ASCII)
+
+
+class NewerSchema(Exception):
+    """A file that a newer autolora wrote: not to be understood here, nor to be overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__("its schema is newer than this autolora; upgrade autolora")
+
+
+def parse(data: bytes) -> Table:
+    """The records of a file. Those that are none are counted in :attr:`Table.spoilt`.
+
+    Raises:
+        NewerSchema: a newer autolora wrote it.
+        ValueError: it is no cache file, or half of one.
+    """
+    text = data.decode("utf-8-sig")
+    # Asked first, since the rest of a newer file may be anything.
+    if (version := _VERSION.match(text)) and int(version[1]) > SCHEMA_VERSION:
+        raise NewerSchema
+    table = _from_lines(text)
+    return _from_json(text) if table is None else table
+
+
+def render(table: Table) -> bytes:
+    """The file of a table: sorted, and the same bytes for the same records."""
+    table.settle()
+    keys = sorted(table.lines)
+    environments = sorted({key.environment for key in keys})
+    parts = (
+        _START,
+        _block(f'"{name}":{dumps(table.environments[name].to_json())}' for name in environments),
+        _MIDDLE,
+        _block(table.lines[key] for key in keys),
+        _END,
+    )
+    return "".join(parts).encode("ascii")
+
+
+def _block(items: Iterable[str]) -> str:
+    joined = ",\n".join(items)
+    return f"\n{joined}\n" if joined else ""
+
+
+def _from_lines(text: str) -> Table | None:
+    """The table of a text in the layout that :func:`render` writes, None if it is in another."""
+    middle = text.find(_MIDDLE, len(_START))
+    if middle < 0 or not text.startswith(_START) or not text.endswith(_END):
+        return None
+    try:
+        environments = dict(map(_environment, loads(f"{{{text[len(_START) : middle]}}}").items()))
+    except ValueError:
+        return None
+    lines: dict[Key, str] = {}
+    for line in _items(text, middle + len(_MIDDLE), len(text) - len(_END)):
+        key = Key.of_line(line)
+        if key is None or key in lines or key.environment not in environments:
+            return None
+        lines[key] = line
+    return Table(environments, lines)
+
+
+def _items(text: str, start: int, end: int) -> Iterator[str]:
+    """What :func:`_block` put together, one by one: a hostile text may look like a billion."""
+    if start == end:
+        return
+    start, last = start + 1, end - 1  # the line breaks at both ends
+    while (cut := text.find("\n", start, last)) >= 0:
+        yield text[start : cut - 1] if text[cut - 1] == "," else ""
+        start = cut + 1
+    yield text[start:last]
+
+
+def _from_json(text: str) -> Table:
+    """The table of any JSON text; each environment and record is checked at once."""
+    value = loads(text)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise NewerSchema
+    file = members("a cache file", value, _MEMBERS)
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version must be {SCHEMA_VERSION}")
+    environments, records = file["environments"], file["records"]
+    if not isinstance(environments, dict) or not isinstance(records, list):
+        raise ValueError("environments must be an object, records a list")
+    table = Table()
+    for item in environments.items():
+        try:
+            table.environments.update([_environment(item)])
+        except ValueError as error:
+            table.spoilt.append(str(error))
+    for record in records:
+        try:
+            table.add(Record.from_json(record, table.environments))
+        except ValueError as error:
+            table.spoilt.append(str(error))
+    return table
+
+
+def _environment(item: tuple[str, Any]) -> tuple[str, Environment]:
+    name, value = item
+    environment = Environment.from_json(value)
+    if environment.id != name:
+        raise ValueError("an environment's id must be derived from its content")
+    return name, environment

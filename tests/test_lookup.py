@@ -1,0 +1,266 @@
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import (
+    CPU,
+    H100,
+    MERGED,
+    OLDER,
+    REFERENCE,
+    REJECTED,
+    SAVED,
+    XEON,
+    make_candidate,
+    make_problem,
+    make_record,
+)
+
+from autolora.cache.lookup import Answer, Lookup
+from autolora.cache.store import TimingCache
+
+ALL = frozenset({REFERENCE, SAVED, MERGED, "other"})
+
+
+def every(name):
+    return name in ALL
+
+
+def all_but(*names):
+    return lambda name: name in ALL - set(names)
+
+
+@pytest.fixture
+def lookup(tmp_path):
+    """Makes a lookup whose layers hold the lists of records given."""
+
+    def make(*layers):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))  # each lookup has its own files
+        paths = [folder / f"{number}.json" for number in range(len(layers))]
+        for path, held in zip(paths, layers, strict=True):
+            TimingCache(held, path).save()
+        folder.mkdir(exist_ok=True)
+        return Lookup(paths)
+
+    return make
+
+
+# --- exact -------------------------------------------------------------------------------------
+
+
+def test_the_same_problem_and_environment_is_exact(lookup):
+    record = make_record(1024)
+    answer = lookup([make_record(512), record, make_record(2048)]).find(
+        make_problem(1024), CPU, every
+    )
+    assert answer == Answer(SAVED, "exact", record, "")
+
+
+@pytest.mark.parametrize(
+    ("valid", "verdicts", "graph"),
+    [
+        (every, {}, SAVED),
+        (all_but(SAVED), {}, MERGED),
+        (all_but(SAVED), {MERGED: REJECTED}, REFERENCE),
+        (all_but(SAVED), {MERGED: None}, MERGED),
+        (all_but(SAVED, MERGED), {REFERENCE: REJECTED}, REFERENCE),
+        (all_but(SAVED, MERGED, REFERENCE), {}, None),
+        (all_but(*ALL), {}, None),
+    ],
+)
+def test_a_winner_that_is_not_valid_gives_way_to_the_next(lookup, valid, verdicts, graph):
+    times = {REFERENCE: 2000, SAVED: 1000, MERGED: 1500, "untimed": None}
+    candidates = tuple(
+        make_candidate(name, time, **({"verdict": verdicts[name]} if name in verdicts else {}))
+        for name, time in times.items()
+    )
+    answer = lookup([make_record(candidates=candidates, winner=SAVED)]).find(
+        make_problem(), CPU, valid
+    )
+    assert answer.graph == graph
+    assert answer.reason == ("exact" if graph else "miss")
+
+
+def test_a_record_without_a_valid_graph_does_not_hide_a_later_layer(lookup):
+    useless = make_record(times={REFERENCE: 3, SAVED: 1}, effort="thorough")
+    found = lookup([useless], [make_record()]).find(make_problem(), CPU, all_but(SAVED, REFERENCE))
+    assert (found.graph, found.reason) == (MERGED, "exact")
+
+
+# --- interpolated ------------------------------------------------------------------------------
+
+
+def test_between_two_counts_times_are_interpolated_in_their_logarithms(lookup):
+    low = make_record(1000, {REFERENCE: 4000, SAVED: 1000, MERGED: 3000})
+    high = make_record(4000, {REFERENCE: 9000, SAVED: 8000, MERGED: 4000})
+    find = lookup([low, high]).find
+    # at 2000, half way: SAVED takes √(1000·8000) = 2828, MERGED √(3000·4000) = 3464
+    answer = find(make_problem(2000), CPU, every)
+    assert (answer.graph, answer.reason) == (SAVED, "interpolated")
+    assert answer.detail == "between 1000 and 4000 tokens"
+    assert find(make_problem(1100), CPU, every).record == low
+    answer = find(make_problem(3600), CPU, every)
+    assert (answer.graph, answer.record) == (MERGED, high)
+    assert find(make_problem(2000), CPU, all_but(SAVED)).graph == MERGED
+
+
+def test_the_two_nearest_counts_are_taken(lookup):
+    held = [make_record(tokens) for tokens in (1, 100, 1000, 10_000)]
+    answer = lookup(held).find(make_problem(500), CPU, every)
+    assert answer.detail == "between 100 and 1000 tokens"
+
+
+def test_a_rejected_graph_is_not_interpolated(lookup):
+    low = make_record(1000, verdicts={SAVED: REJECTED})
+    answer = lookup([low, make_record(4000)]).find(make_problem(1500), CPU, every)
+    assert (answer.graph, answer.reason) == (MERGED, "interpolated")
+
+
+def test_a_graph_of_the_nearer_record_alone_keeps_its_distance_to_the_reference(lookup):
+    low = make_record(1000, {REFERENCE: 2000, SAVED: 1000})
+    high = make_record(4000, {REFERENCE: 8000, MERGED: 5000})
+    find = lookup([low, high]).find
+    assert find(make_problem(1100), CPU, every).graph == SAVED
+    assert find(make_problem(3900), CPU, every).graph == MERGED
+    assert find(make_problem(1100), CPU, all_but(SAVED)).graph == REFERENCE
+
+
+def test_without_a_common_graph_the_nearest_answers(lookup):
+    low = make_record(1000, {REFERENCE: 2000, SAVED: 1000})
+    high = make_record(4000, {REFERENCE: 8000, MERGED: 5000})
+    answer = lookup([low, high]).find(make_problem(1100), CPU, all_but(REFERENCE))
+    assert (answer.graph, answer.reason) == (SAVED, "nearest")
+
+
+@given(st.sets(st.integers(1, 10**6), min_size=2, max_size=5), st.integers(1, 10**6))
+def test_an_interpolation_of_equal_records_is_their_winner(counts, tokens):
+    lookup = Lookup([])
+    lookup.layers.append(TimingCache(map(make_record, counts)))
+    answer = lookup.find(make_problem(tokens), CPU, every)
+    inside = min(counts) <= tokens <= max(counts)
+    near = min(max(tokens / count, count / tokens) for count in counts) <= 2
+    assert answer.graph == (SAVED if inside or near else None)
+    assert (answer.reason == "exact") == (tokens in counts)
+    assert (answer.reason == "interpolated") == (inside and tokens not in counts)
+
+
+# --- nearest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [(512, "nearest"), (511, "miss"), (2048, "nearest"), (2049, "miss"), (1, "miss")],
+)
+def test_beyond_all_counts_the_nearest_answers_within_twice(lookup, tokens, reason):
+    answer = lookup([make_record(1024)]).find(make_problem(tokens), CPU, every)
+    assert answer.reason == reason
+    assert answer.graph == (SAVED if reason == "nearest" else None)
+    if reason == "nearest":
+        assert answer.detail == "measured at 1024 tokens"
+
+
+# --- other environment -------------------------------------------------------------------------
+
+
+def test_other_versions_on_the_same_device_answer_last(lookup):
+    answer = lookup([make_record(environment=OLDER)]).find(make_problem(), CPU, every)
+    assert (answer.graph, answer.reason) == (SAVED, "other-environment")
+    assert answer.detail == "from torch 2.12.0+cpu"
+    near = lookup([make_record(1500, environment=OLDER)]).find(make_problem(), CPU, every)
+    assert near.detail == "from torch 2.12.0+cpu, measured at 1500 tokens"
+
+
+@pytest.mark.parametrize(
+    ("record", "problem", "environment"),
+    [
+        (make_record(environment=XEON), make_problem(), CPU),
+        (make_record(4000, environment=OLDER), make_problem(1000), CPU),
+        (make_record(), make_problem(device="cuda"), H100),
+        (make_record(), make_problem(rank=16), CPU),
+        (make_record(), make_problem(gradients=("A", "B")), CPU),
+        (make_record(), make_problem(bias=True), CPU),
+        (make_record(), make_problem(compute_dtype="bfloat16"), CPU),
+    ],
+    ids=["other CPU", "far count", "other device", "rank", "gradients", "bias", "compute dtype"],
+)
+def test_another_machine_or_problem_is_a_miss(lookup, record, problem, environment):
+    answer = lookup([record]).find(problem, environment, every)
+    assert answer == Answer(None, "miss", None, "not measured")
+
+
+def test_of_other_environments_equal_tokens_come_first_then_the_newest(lookup):
+    third = type(CPU)(**{**CPU.to_json(), "torch": "2.11.0+cpu"})
+    old = make_record(environment=third, measured_at="2025-01-01T00:00:00Z")
+    new = make_record(environment=OLDER, measured_at="2026-01-01T00:00:00Z")
+    newest = make_record(1100, environment=OLDER, measured_at="2026-06-01T00:00:00Z")
+    assert lookup([old, new, newest]).find(make_problem(), CPU, every).record == new
+    assert lookup([old, newest]).find(make_problem(), CPU, every).record == old
+
+
+# --- layers ------------------------------------------------------------------------------------
+
+
+def test_grades_come_before_layers_and_layers_before_all_else(lookup):
+    exact, near, older = make_record(1024), make_record(1500), make_record(1024, environment=OLDER)
+    between = [make_record(900), make_record(1200)]
+    problem = make_problem(1024)
+    for layers, reason, record in [
+        ([[older], [near], between, [exact]], "exact", exact),
+        ([[older], [near], between], "interpolated", between[0]),
+        ([[older], [near]], "nearest", near),
+        ([[], [older]], "other-environment", older),
+        ([[exact], [make_record(1024, effort="thorough")]], "exact", exact),
+    ]:
+        answer = lookup(*layers).find(problem, CPU, every)
+        assert (answer.reason, answer.record) == (reason, record)
+
+
+def test_layers_are_read_once_and_only_when_asked(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    broken, good = tmp_path / "broken.json", tmp_path / "good.json"
+    broken.write_text("{")
+    lookup = Lookup([broken, tmp_path / "missing.json", good])
+    assert caplog.records == []
+    TimingCache([make_record()], good).save()
+    for _ in range(3):
+        assert lookup.find(make_problem(), CPU, every).reason == "exact"
+    assert len(caplog.records) == 1
+
+
+def test_no_paths_means_the_search_path(tmp_path, monkeypatch):
+    TimingCache([make_record()], tmp_path / "mine.json").save()
+    monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "mine.json"))
+    assert Lookup().find(make_problem(), CPU, every).graph == SAVED
+
+
+def test_no_records_are_a_miss(lookup):
+    assert Lookup([]).find(make_problem(), CPU, every).reason == "miss"
+    assert lookup([]).find(make_problem(), CPU, every).reason == "miss"
+
+
+def test_spoilt_neighbours_are_passed_over(tmp_path):
+    path = tmp_path / "timings.json"
+    TimingCache([make_record(tokens) for tokens in (512, 900, 2048)], path).save()
+    spoilt = make_record(900).line.replace('"effort":"normal"', '"effort":"heroic"')
+    path.write_text(path.read_text().replace(make_record(900).line, spoilt))
+    answer = Lookup([path]).find(make_problem(1024), CPU, every)
+    assert answer.detail == "between 512 and 2048 tokens"
+
+
+# --- closest -----------------------------------------------------------------------------------
+
+
+def test_the_closest_record_differs_in_the_fewest_fields(lookup):
+    wanted = make_problem(1024, rank=16)
+    near = make_record(problem=make_problem(1024, rank=8))
+    far = make_record(problem=make_problem(1024, rank=4))
+    elsewhere = make_record(problem=make_problem(1024, rank=8), environment=OLDER)
+    cuda = make_record(problem=make_problem(1024, rank=16, device="cuda"), environment=H100)
+    assert lookup([far, elsewhere], [cuda, near]).closest(wanted, CPU) == (near, ("rank",))
+    assert lookup([elsewhere, cuda]).closest(wanted, CPU) == (elsewhere, ("rank", "torch"))
+    record, names = lookup([cuda]).closest(wanted, CPU)
+    assert record == cuda
+    assert names[:2] == ("device", "device_name")
+    assert len(set(names)) == len(names)
+    assert lookup([]).closest(wanted, CPU) is None

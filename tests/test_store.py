@@ -1,0 +1,189 @@
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import CPU, OLDER, make_problem, make_record, records
+
+from autolora.cache import files
+from autolora.cache.document import parse, render
+from autolora.cache.record import better
+from autolora.cache.store import TimingCache
+from autolora.cache.table import Key
+from autolora.errors import AutoloraError
+
+ROOT = Path(files.__file__).parents[2]
+EXAMPLE = (ROOT / "cache_schema" / "v1.example.json").read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "timings.v1.json"
+
+
+@pytest.fixture
+def warnings(caplog):
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def table_of(drawn):
+    return TimingCache(drawn)._table
+
+
+# --- what is written is read -------------------------------------------------------------------
+
+
+def test_a_saved_cache_is_loaded(path, warnings):
+    saved = TimingCache([make_record(tokens) for tokens in (64, 1024, 128)], path)
+    assert saved.save() == path
+    loaded = TimingCache.load(path)
+    assert loaded.records == saved.records
+    assert [record.problem.tokens for record in loaded.records] == [64, 128, 1024]
+    assert loaded.find(make_problem(64), CPU) == make_record(64)
+    assert loaded.find(make_problem(64), OLDER) is None
+    assert loaded.find(make_problem(64, bias=True), CPU) is None
+    assert warnings() == []
+
+
+def test_a_missing_file_is_an_empty_cache(path, warnings):
+    assert TimingCache.load(path).records == []
+    assert TimingCache.load(path / "further" / "down").records == []
+    assert len(warnings()) <= 1
+
+
+@given(st.lists(records(), max_size=4))
+def test_any_records_survive_the_file(drawn):
+    table = table_of(drawn)
+    data = render(table)
+    again = parse(data)
+    assert again.lines == table.lines
+    assert again.environments.keys() == {key.environment for key in table.lines}
+    assert render(again) == data
+    assert render(parse(json.dumps(json.loads(data), indent=1).encode())) == data
+
+
+@given(records())
+def test_the_key_of_a_line_is_the_key_of_its_record(record):
+    key = Key.of(record.problem, record.environment)
+    assert Key.of_line(record.line) == key
+    assert key.problem == record.problem
+
+
+def test_the_file_is_readable_line_by_line(path):
+    TimingCache([make_record(64), make_record(128), make_record(environment=OLDER)], path).save()
+    lines = path.read_text().splitlines()
+    assert lines[0] == '{"schema_version":1,'
+    assert sum(line.startswith('{"problem":{"in_features":512,') for line in lines) == 3
+    assert lines[-1] == "]}"
+    assert set(json.loads(path.read_text())["environments"]) == {CPU.id, OLDER.id}
+
+
+def test_an_empty_cache_is_a_file_too(path, warnings):
+    TimingCache(path=path).save()
+    assert json.loads(path.read_text()) == {"schema_version": 1, "environments": {}, "records": []}
+    assert TimingCache.load(path).records == []
+    assert warnings() == []
+
+
+def test_environments_that_nothing_refers_to_are_not_written(path):
+    data = json.loads(EXAMPLE)
+    data["environments"][CPU.id] = CPU.to_json()
+    path.write_text(json.dumps(data))
+    TimingCache.load(path).save()
+    assert path.read_bytes() == EXAMPLE
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_any_layout_of_the_same_content_is_read(path, warnings, indent, encoding):
+    text = json.dumps(json.loads(EXAMPLE), indent=indent).replace("\n", "\r\n")
+    path.write_bytes(text.encode(encoding))
+    TimingCache.load(path).save()
+    assert path.read_bytes() == EXAMPLE
+    assert warnings() == []
+
+
+def test_same_but_tokens_gives_the_other_counts(path):
+    others = [make_record(64, environment=OLDER), make_record(64, problem=make_problem(64, rank=4))]
+    TimingCache([*map(make_record, (1024, 64, 256)), *others], path).save()
+    found = TimingCache.load(path).same_but_tokens(make_problem(5000), CPU)
+    assert list(found) == [64, 256, 1024]
+    assert found[256] == make_record(256)
+    assert TimingCache().same_but_tokens(make_problem(), CPU) == {}
+
+
+# --- merging is a join -------------------------------------------------------------------------
+
+SEVERAL = st.lists(records(few_keys=True), max_size=4)
+
+
+@given(SEVERAL, SEVERAL, SEVERAL)
+def test_merging_is_a_join_to_the_byte(one, two, three):
+    a, b, c = map(table_of, (one, two, three))
+    assert render(a.joined(b)) == render(b.joined(a))
+    assert render(a.joined(b).joined(c)) == render(a.joined(b.joined(c)))
+    assert render(a.joined(a)) == render(a)
+    assert render(a.joined(b).joined(b)) == render(a.joined(b))
+    unread = [parse(render(table)) for table in (a, b)]  # lines, not records
+    assert render(unread[0].joined(unread[1])) == render(a.joined(b))
+
+
+@given(SEVERAL)
+def test_a_merge_keeps_the_better_of_each_pair(drawn):
+    best = {}
+    for record in drawn:
+        key = (record.problem, record.environment)
+        best[key] = better(record, best.get(key, record))
+    merged = TimingCache()
+    for record in drawn:
+        merged = merged.merge(TimingCache([record]))
+    assert {(r.problem, r.environment): r.line for r in merged.records} == {
+        key: record.line for key, record in best.items()
+    }
+
+
+def test_any_order_of_publishing_ends_in_the_same_bytes(tmp_path):
+    drawn = [make_record(64), make_record(64, seconds=9.0), make_record(64, effort="quick")]
+    written = set()
+    for number, order in enumerate(itertools.permutations(drawn)):
+        path = tmp_path / str(number)
+        for record in order:
+            TimingCache(path=path).publish(record)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_merge_changes_neither_side():
+    one, other = TimingCache([make_record(64)], "a.json"), TimingCache([make_record(128)])
+    merged = one.merge(other)
+    assert [len(cache.records) for cache in (one, other, merged)] == [1, 1, 2]
+    assert merged.path == Path("a.json")
+
+
+def test_saving_joins_what_others_have_written_meanwhile(path):
+    mine, theirs = TimingCache.load(path), TimingCache.load(path)
+    theirs.publish(make_record(64))
+    mine.publish(make_record(128))
+    assert [record.problem.tokens for record in mine.records] == [64, 128]
+    assert TimingCache.load(path).records == mine.records
+    theirs.publish(make_record(64, effort="quick"))
+    assert TimingCache.load(path).find(make_problem(64), CPU).effort == "normal"
+
+
+def test_a_cache_can_be_saved_elsewhere(tmp_path, path):
+    cache = TimingCache([make_record()], path)
+    other = tmp_path / "new" / "folder" / "x.json"
+    assert cache.save(other) == other
+    assert TimingCache.load(other).records == cache.records
+    assert not path.exists()
+    with pytest.raises(AutoloraError, match="no path"):
+        TimingCache([make_record()]).save()
+
+
+def test_of_two_records_for_one_key_the_better_is_kept():
+    twice = [make_record(64, effort="quick"), make_record(64)]
+    assert TimingCache(twice).records == TimingCache(reversed(twice)).records == [make_record(64)]
