@@ -1,0 +1,60 @@
+"""LoRA layers that run the fastest measured computation graph.
+
+A LoRA layer computes ``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ`` with a frozen ``W``. The same result and the
+same gradients can be computed along hundreds of graphs; ``autolora`` times them before training and
+reads the winners from a timing cache while training.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from autolora.version import __version__
+
+if TYPE_CHECKING:
+    from autolora.cache.store import TimingCache
+    from autolora.errors import AutoloraError
+    from autolora.nn.explanation import explain
+    from autolora.nn.linear import LoRALinear, add_lora
+    from autolora.nn.peft import accelerate, restore
+    from autolora.problem import Problem
+    from autolora.tuning.entry import tune
+
+__all__ = [
+    "AutoloraError",
+    "LoRALinear",
+    "Problem",
+    "TimingCache",
+    "__version__",
+    "accelerate",
+    "add_lora",
+    "explain",
+    "restore",
+    "tune",
+]
+
+# Loaded on first use, so that `import autolora` costs next to nothing.
+_HOMES = {
+    "AutoloraError": "autolora.errors",
+    "LoRALinear": "autolora.nn.linear",
+    "Problem": "autolora.problem",
+    "TimingCache": "autolora.cache.store",
+    "accelerate": "autolora.nn.peft",
+    "add_lora": "autolora.nn.linear",
+    "explain": "autolora.nn.explanation",
+    "restore": "autolora.nn.peft",
+    "tune": "autolora.tuning.entry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autolora' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

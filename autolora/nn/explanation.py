@@ -1,0 +1,103 @@
+"""What each layer of a model runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
+from autolora.nn.plan import Choice, decide
+from autolora.problem import DEVICES
+
+
+@dataclass(frozen=True, slots=True)
+class LayerExplanation:
+    """One layer at one token count.
+
+    Args:
+        name: its path in the model.
+        problem: what it computes.
+        graph: the name of the graph that it runs.
+        reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment``, ``miss`` or
+            ``pinned``.
+        detail: the same in words.
+        calls: how often it ran so far; 0 where it was asked about ahead.
+    """
+
+    name: str
+    problem: str
+    graph: str
+    reason: str
+    detail: str
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the layers of a model run.
+
+    Args:
+        layers: those that can run along measured graphs.
+        left: paths of those that take their own plain path, each with the reason.
+    """
+
+    layers: list[LayerExplanation]
+    left: list[tuple[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "left": [{"name": name, "reason": reason} for name, reason in self.left],
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{layer.name}: {layer.graph} ({', '.join(filter(None, (layer.reason, layer.detail)))})"
+            for layer in self.layers
+        ]
+        lines += [f"{name}: its own path ({reason})" for name, reason in self.left]
+        return "\n".join(lines) or "no LoRA layers"
+
+
+def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
+    """Which graph each LoRA layer of a model runs, and why.
+
+    Args:
+        model: with LoRA layers, PEFT's or ours.
+        tokens: for an input of so many rows, under the autocast that is active now; None for the
+            calls that the layers have seen so far.
+    """
+    layers: list[LayerExplanation] = []
+    left = left_layers(model)
+    for layer in adapted_layers(model):
+        for choice in _seen(layer) if tokens is None else _ahead(layer, tokens):
+            if choice.problem is None:
+                left.append((layer.name, choice.detail))
+            else:
+                layers.append(
+                    LayerExplanation(
+                        layer.name,
+                        str(choice.problem),
+                        choice.graph.name,
+                        choice.reason,
+                        choice.detail,
+                        choice.calls,
+                    )
+                )
+    return Explanation(layers, left)
+
+
+def _seen(layer: AdaptedLayer) -> Iterator[Choice]:
+    yield from layer.site.choices.values()
+
+
+def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
+    device = layer.W.device if layer.W.device.type in DEVICES else torch.device("cpu")
+    kind = device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    yield decide(layer.problem(tokens, autocast=autocast, device=kind), device, layer.site.chooser)

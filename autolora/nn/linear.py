@@ -1,0 +1,242 @@
+"""LoRA layers without PEFT: :class:`LoRALinear` and :func:`add_lora`."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autolora.errors import AutoloraError
+from autolora.nn.parts import plain_parts
+from autolora.nn.plan import Site, run_layer
+
+
+class LoRALinear(nn.Module):
+    """``Y = X Wᵀ + b + s·(dropout(X) Aᵀ) Bᵀ`` with frozen W and b, along the fastest graph.
+
+    Parameters carry PEFT's names and layouts: ``base_layer.weight`` (out_features, in_features),
+    ``base_layer.bias`` (out_features,), ``lora_A.weight`` (rank, in_features) and ``lora_B.weight``
+    (out_features, rank). X is ``(..., in_features)`` and Y ``(..., out_features)``. As in PEFT, A
+    is drawn as by :class:`torch.nn.Linear` and B is zero: a new layer computes ``X Wᵀ + b``.
+
+    Args:
+        in_features: columns of X.
+        out_features: columns of Y.
+        rank: of the update ``s·B A``.
+        alpha: s = alpha / rank, or alpha / √rank with ``use_rslora``.
+        dropout: probability that the adapter branch loses an element of X while training.
+        bias: whether the base layer has a bias.
+        use_rslora: the scaling of rank-stabilised LoRA (arXiv 2312.03732).
+        device: of all parameters.
+        dtype: of the base layer.
+        adapter_dtype: of A and B; ``dtype`` unless given.
+        compute_dtype: in which the adapter branch runs; ``adapter_dtype`` (under autocast, its
+            dtype) unless given.
+
+    Raises:
+        AutoloraError: rank, alpha or dropout is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        alpha: float,
+        dropout: float = 0.0,
+        bias: bool = True,
+        use_rslora: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        adapter_dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        base = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, compute_dtype)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        rank: int,
+        *,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+        adapter_dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> LoRALinear:
+        """Wraps an existing layer, whose parameters are shared and frozen, not copied."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, compute_dtype)
+        return layer.train(linear.training)
+
+    def _wrap(
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        use_rslora: bool,
+        adapter_dtype: torch.dtype | None,
+        compute_dtype: torch.dtype | None,
+    ) -> None:
+        _check(rank, alpha, dropout)
+        _warn_of_rank(rank, base.in_features, base.out_features)
+        self.in_features = base.in_features
+        self.out_features = base.out_features
+        self.rank = rank
+        self.alpha = alpha
+        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.dropout = dropout
+        self._autolora = Site(compute_dtype)
+        self.base_layer = base.requires_grad_(False)
+        place: dict[str, Any] = {
+            "bias": False,
+            "device": base.weight.device,
+            "dtype": adapter_dtype or base.weight.dtype,
+        }
+        self.lora_A = nn.Linear(base.in_features, rank, **place)
+        self.lora_B = nn.Linear(rank, base.out_features, **place)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X ``(..., in_features)`` → Y ``(..., out_features)``."""
+        modules = self._modules
+        parts = plain_parts(modules["base_layer"], modules["lora_A"], modules["lora_B"])
+        if isinstance(parts, str) or (self.training and self.dropout):
+            return self._plain_forward(x)
+        Y = run_layer(self._autolora, x, parts, self.scaling)
+        return self._plain_forward(x) if Y is None else Y
+
+    def _plain_forward(self, x: Tensor) -> Tensor:
+        """The defining equation in plain autograd, through the parts and their hooks."""
+        Y = self.base_layer(x)
+        A, B = self.lora_A, self.lora_B
+        compute = self._autolora.compute_dtype
+        if compute is None:
+            h = F.dropout(x.to(A.weight.dtype), self.dropout, self.training)
+            return (Y + B(A(h)) * self.scaling).to(Y.dtype)  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, compute, enabled=compute != A.weight.dtype):
+            h = F.dropout(x.to(compute), self.dropout, self.training)
+            return (Y + B(A(h)) * self.scaling).to(Y.dtype)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Rank and scaling, for ``print(model)``."""
+        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
+
+
+def add_lora(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    target_modules: str | Collection[str] = "all-linear",
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    adapter_dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Freezes a model and replaces its target layers, in place, by :class:`LoRALinear`.
+
+    Args:
+        model: any module.
+        rank: of every adapter.
+        alpha: s = alpha / rank; ``rank`` unless given, so that s = 1.
+        target_modules: ``"all-linear"``, every :class:`torch.nn.Linear` but the output embedding; a
+            collection of names, each the last part or the end of a layer's path as in PEFT; or a
+            regular expression that matches the whole path.
+        dropout: see :class:`LoRALinear`, likewise the rest.
+        use_rslora: as there.
+        adapter_dtype: as there.
+        compute_dtype: as there.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AutoloraError: nothing matched, or an argument is out of range.
+    """
+    alpha = rank if alpha is None else alpha
+    _check(rank, alpha, dropout)
+    targets = [
+        (name, layer)
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if type(layer) is nn.Linear and _matches(name, layer, target_modules, model)
+    ]
+    if not targets:
+        linear = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
+        raise AutoloraError(
+            f"target_modules {target_modules!r} match no torch.nn.Linear of this "
+            f"{type(model).__name__}; it has {_some(linear)}"
+        )
+    if "" in (name for name, _ in targets):
+        raise AutoloraError(
+            "the model is itself a torch.nn.Linear; use autolora.LoRALinear.from_linear(model, ...)"
+        )
+    model.requires_grad_(False)
+    replaced: dict[nn.Module, LoRALinear] = {}  # a layer that stands in two places stays one layer
+    for name, layer in targets:
+        if layer not in replaced:
+            replaced[layer] = LoRALinear.from_linear(
+                layer,
+                rank,
+                alpha=alpha,
+                dropout=dropout,
+                use_rslora=use_rslora,
+                adapter_dtype=adapter_dtype,
+                compute_dtype=compute_dtype,
+            )
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, replaced[layer])
+    return model
+
+
+def _check(rank: int, alpha: float, dropout: float) -> None:
+    if type(rank) is not int or rank < 1:
+        raise AutoloraError(f"rank must be a whole number of at least 1, not {rank!r}")
+    if not math.isfinite(alpha) or alpha <= 0:
+        raise AutoloraError(f"alpha must be a positive number, not {alpha!r}")
+    if not 0 <= dropout < 1:
+        raise AutoloraError(f"dropout must be at least 0 and below 1, not {dropout!r}")
+
+
+def _warn_of_rank(rank: int, in_features: int, out_features: int) -> None:
+    if rank > min(in_features, out_features):
+        warnings.warn(
+            f"rank {rank} is larger than a layer of {in_features}→{out_features}; "
+            f"a rank above {min(in_features, out_features)} adds no expressive power",
+            stacklevel=4,
+        )
+
+
+def _matches(
+    name: str, layer: nn.Linear, target_modules: str | Collection[str], model: nn.Module
+) -> bool:
+    if target_modules == "all-linear":
+        get = getattr(model, "get_output_embeddings", None)
+        return layer is not (get() if callable(get) else None)
+    if isinstance(target_modules, str):
+        try:
+            return re.fullmatch(target_modules, name) is not None
+        except re.error as error:
+            raise AutoloraError(
+                f"target_modules {target_modules!r} is no regular expression: {error}"
+            ) from None
+    return any(name == target or name.endswith(f".{target}") for target in target_modules)
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "none"
+    last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    return ", ".join(last[:8]) + (", …" if len(last) > 8 else "")

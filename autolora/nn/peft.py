@@ -1,0 +1,175 @@
+"""PEFT models made fast: their LoRA layers get a class with a fast ``forward``.
+
+Everything else stays PEFT's: parameters, names, saving, merging, adding and switching adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora.errors import AutoloraError
+from autolora.nn.parts import Parts, dropout_of, plain_parts
+from autolora.nn.plan import Site, run_layer
+
+try:
+    from peft.tuners import lora
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise AutoloraError(
+        "accelerate() and restore() are for PEFT models, and peft is not installed: "
+        "pip install 'autolora[peft]'; or use autolora.add_lora(model, rank=...) without PEFT"
+    ) from error
+
+
+class Linear(lora.Linear):  # type: ignore[misc]
+    """A ``peft.tuners.lora.Linear`` whose plain case runs along the fastest measured graph."""
+
+    _autolora: Site
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """X ``(..., in_features)`` → Y ``(..., out_features)``; PEFT's own if it is not plain."""
+        if not args and not kwargs:
+            found = peft_parts(self)
+            if not isinstance(found, str):
+                Y = run_layer(self._autolora, x, *found)
+                if Y is not None:
+                    return Y
+        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Acceleration:
+    """What :func:`accelerate` did.
+
+    Args:
+        taken: paths of the layers that now run along measured graphs.
+        left: paths of the LoRA layers that stay PEFT's, each with the reason.
+        notes: paths of layers taken that will use PEFT's path as they are set up now, and why.
+    """
+
+    taken: list[str] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"autolora: {len(self.taken)} LoRA layers accelerated, {len(self.left)} left to PEFT"
+        ]
+        for title, pairs in (("left", self.left), ("PEFT's path for now", self.notes)):
+            reasons: dict[str, list[str]] = {}
+            for name, reason in pairs:
+                reasons.setdefault(reason, []).append(name)
+            lines += [
+                f"  {title}: {len(names)} × {reason} ({names[0]}{', …' if len(names) > 1 else ''})"
+                for reason, names in reasons.items()
+            ]
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) -> Acceleration:
+    """Makes the plain LoRA layers of a PEFT model run along the fastest measured graphs.
+
+    Results and gradients stay those of PEFT, to the rounding of the dtypes. A layer calls PEFT's
+    own ``forward`` whenever its fast path does not hold: adapters disabled, merged or several at
+    once, ``adapter_names``, variants such as DoRA, a bias in lora_B, hooks on its parts, dropout
+    while training. Undone by :func:`restore`.
+
+    Args:
+        model: a PEFT model, or any module that holds ``peft.tuners.lora.Linear`` layers.
+        compute_dtype: in which the adapter branch runs. None is what PEFT does: the dtype of the
+            adapter weights, or autocast's. With float32 adapters on a bfloat16 base,
+            ``torch.bfloat16`` is much faster; weights and their gradients stay float32.
+
+    Returns:
+        What was taken and what was left, each with a reason.
+
+    Raises:
+        AutoloraError: the model holds no LoRA layer, or compute_dtype is no floating dtype.
+    """
+    if compute_dtype is not None and not compute_dtype.is_floating_point:
+        raise AutoloraError(
+            f"compute_dtype must be a floating dtype such as torch.bfloat16, not {compute_dtype}"
+        )
+    report = Acceleration()
+    for name, layer in lora_layers(model):
+        reason = why_left(layer)
+        if reason:
+            report.left.append((name, reason))
+            continue
+        layer.__class__ = Linear
+        layer._autolora = Site(compute_dtype)
+        report.taken.append(name)
+        parts = peft_parts(layer)
+        if isinstance(parts, str):
+            report.notes.append((name, parts))
+    if not report.taken and not report.left:
+        raise AutoloraError(
+            f"this {type(model).__name__} holds no PEFT LoRA layer; make one with "
+            "peft.get_peft_model(model, peft.LoraConfig(...)), or use autolora.add_lora"
+        )
+    return report
+
+
+def restore(model: nn.Module) -> list[str]:
+    """Undoes :func:`accelerate`; the paths of the layers that are PEFT's own again."""
+    restored = []
+    for name, layer in model.named_modules():
+        if type(layer) is Linear:
+            layer.__class__ = lora.Linear
+            del layer._autolora
+            restored.append(name)
+    return restored
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every LoRA layer of PEFT in a model, whatever its kind."""
+    for name, module in model.named_modules():
+        if isinstance(module, lora.LoraLayer):
+            yield name, module
+
+
+def why_left(layer: Any) -> str:
+    """Why a LoRA layer of PEFT cannot be accelerated, ``""`` where it can."""
+    if type(layer) not in (lora.Linear, Linear):
+        return f"a {type(layer).__module__.rpartition('.')[2]}.{type(layer).__name__} layer"
+    base = layer._modules.get("base_layer")
+    if type(base) is not nn.Linear:
+        return f"its base is a {type(base).__name__}"
+    if "forward" in layer.__dict__:
+        return "its forward was replaced"
+    return ""
+
+
+def peft_parts(layer: Any) -> tuple[Parts, float] | str:
+    """The tensors and the scaling of a PEFT layer whose fast path holds now, or why it does not."""
+    if layer._disable_adapters:
+        return "its adapters are disabled"
+    if layer.merged_adapters:
+        return "its adapter is merged"
+    active = layer._active_adapter
+    if type(active) is not str:
+        if len(active) != 1:
+            return "several active adapters" if active else "no active adapter"
+        active = active[0]
+    if active in layer.lora_variant:
+        return f"the variant {type(layer.lora_variant[active]).__name__}"
+    modules = layer._modules
+    lora_A = modules["lora_A"]._modules.get(active)
+    if lora_A is None:
+        return "no active adapter"
+    reason = dropout_of(modules["lora_dropout"]._modules.get(active))
+    if reason:
+        return reason
+    if not layer.cast_input_dtype_enabled:
+        return "its input casting is disabled"
+    parts = plain_parts(modules["base_layer"], lora_A, modules["lora_B"]._modules.get(active))
+    if isinstance(parts, str):
+        return parts
+    s = layer.scaling[active]
+    if type(s) is not float and type(s) is not int:
+        return f"a scaling of type {type(s).__name__}"
+    return parts, s

@@ -1,0 +1,249 @@
+"""Which graph a layer runs: looked up once per problem, remembered, counted.
+
+A layer owns a :class:`Site`. On its first call with some token count, dtypes and gradient needs the
+site asks the timing cache; from then on the answer is one dictionary look-up away. Nothing here
+ever times a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from autolora.cache.lookup import Lookup
+from autolora.environment import Environment
+from autolora.graphs.function import run
+from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.source import Executable, executable
+from autolora.graphs.space import analytic_graph, find_graph
+from autolora.nn.parts import Parts
+from autolora.problem import DEVICES, DTYPES, GRADIENTS, Problem
+
+logger = logging.getLogger("autolora")
+
+Chooser = Callable[[Problem], Graph]
+
+_MEMO_SIZE = 4096  # distinct token counts remembered per layer; then it starts afresh
+_TORCH_DTYPES = {getattr(torch, name): name for name in DTYPES}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a layer runs for one problem, and why.
+
+    Args:
+        problem: the problem, None where the layer's call cannot be stated as one.
+        graph: the graph; the reference graph is the layer's own plain path.
+        reason: how it was chosen: a grade of :mod:`autolora.cache.lookup`, ``"pinned"`` or
+            ``"left"``.
+        detail: the same in words.
+        executable: the graph made to run, None for the reference graph.
+        convert: the dtype that autocast would convert X, W and b to, None where it would not.
+        calls: how often it was used.
+    """
+
+    problem: Problem | None
+    graph: Graph
+    reason: str
+    detail: str = ""
+    executable: Executable | None = None
+    convert: torch.dtype | None = None
+    calls: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """The memory of one layer.
+
+    Args:
+        compute_dtype: in which the adapter branch runs, None for what PEFT would do.
+        chooser: overrides the timing cache, see :func:`pin`.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    chooser: Chooser | None = None
+    choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None]]:
+        return Site, (self.compute_dtype,)  # the rest belongs to this process
+
+
+def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
+    """Runs the layer along its graph, or gives None where it must take its own plain path."""
+    W, b, A, B = parts
+    if (
+        type(x) not in _PLAIN
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    device = x.device
+    kind = device.type
+    key = (
+        x.numel(),
+        x.dim() > 1,
+        x.dtype,
+        x.requires_grad,
+        torch.is_grad_enabled(),
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        W.dtype,
+        W.requires_grad,
+        A.shape[0],
+        A.dtype,
+        A.requires_grad,
+        B.requires_grad,
+        device,
+    )
+    choice = site.choices.get(key)
+    if choice is None:
+        choice = _choose(site, x, parts)
+        if len(site.choices) >= _MEMO_SIZE:
+            site.choices.clear()
+        site.choices[key] = choice
+    choice.calls += 1
+    if choice.executable is None:
+        return None
+    if choice.convert is not None:
+        x = x.to(choice.convert)
+        W = W.to(choice.convert)
+        b = None if b is None else b.to(choice.convert)
+    return run(choice.executable, x, W, b, A, B, s)
+
+
+def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
+    """Makes every layer of a model take its graph from ``chooser`` instead of the timing cache.
+
+    For comparisons: ``pin(model, reference_graph)`` runs what PEFT runs, ``pin(model,
+    flops_graph)`` what FLOPs alone would choose. ``None`` goes back to the cache.
+    """
+    for module in model.modules():
+        site = getattr(module, "_autolora", None)
+        if isinstance(site, Site):
+            site.chooser = chooser
+            site.choices.clear()
+
+
+def refresh(model: torch.nn.Module | None = None) -> None:
+    """Reads the timing cache anew; the layers of ``model`` choose again at their next call."""
+    _lookup.cache_clear()
+    _decide.cache_clear()
+    if model is not None:
+        for module in model.modules():
+            site = getattr(module, "_autolora", None)
+            if isinstance(site, Site):
+                site.choices.clear()
+
+
+def decide(problem: Problem, device: torch.device, chooser: Chooser | None = None) -> Choice:
+    """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss."""
+    if chooser is not None:
+        return _made(problem, chooser(problem), "pinned")
+    graph, reason, detail = _decide(problem, device)
+    return _made(problem, graph, reason, detail)
+
+
+def problem_of(site: Site, x: Tensor, parts: Parts) -> Problem | str:
+    """The problem that a call poses, or why it poses none that the graphs can answer."""
+    W, b, A, B = parts
+    device = x.device.type
+    grad = torch.is_grad_enabled()
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    dtypes = {t.dtype for t in (x, W, A, B)} | ({b.dtype} if b is not None else set())
+    if device not in DEVICES:
+        return f"device {device}"
+    if x.dim() < 2 or x.shape[-1] != W.shape[1] or not x.numel():
+        return "no tokens" if x.dim() > 1 else "input of one axis"
+    if not {*dtypes, autocast or x.dtype} <= _TORCH_DTYPES.keys():
+        return f"dtypes {', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))}"
+    if autocast is not None and torch.float64 in dtypes:
+        return "float64 under autocast"
+    if autocast is None and not x.dtype == W.dtype == (W if b is None else b).dtype:
+        return f"input is {x.dtype}, base weight {W.dtype}"
+    if A.dtype != B.dtype:
+        return f"lora_A is {A.dtype}, lora_B {B.dtype}"
+    if grad and (W.requires_grad or (b is not None and b.requires_grad)):
+        return "the base layer is trained too"
+    needs = (x.requires_grad, A.requires_grad, B.requires_grad)
+    return Problem(
+        in_features=W.shape[1],
+        out_features=W.shape[0],
+        tokens=x.numel() // x.shape[-1],
+        rank=A.shape[0],
+        dtype=_TORCH_DTYPES[autocast or x.dtype],
+        device=device,
+        bias=b is not None,
+        adapter_dtype=_TORCH_DTYPES[A.dtype],
+        compute_dtype=_TORCH_DTYPES[site.compute_dtype or autocast or A.dtype],
+        gradients=tuple(n for n, need in zip(GRADIENTS, needs, strict=True) if need and grad),
+    )
+
+
+def _choose(site: Site, x: Tensor, parts: Parts) -> Choice:
+    problem = problem_of(site, x, parts)
+    if isinstance(problem, str):
+        return Choice(None, Graph(REFERENCE), "left", problem)
+    choice = decide(problem, x.device, site.chooser)
+    if choice.executable is not None and torch.is_autocast_enabled(x.device.type):
+        choice.convert = torch.get_autocast_dtype(x.device.type)
+    return choice
+
+
+def _made(problem: Problem, graph: Graph, reason: str, detail: str = "") -> Choice:
+    made = None if graph.forward == REFERENCE else executable(graph, problem)
+    return Choice(problem, graph, reason, detail, made)
+
+
+@lru_cache(maxsize=1)
+def _lookup() -> Lookup:
+    return Lookup()
+
+
+@lru_cache(maxsize=65536)
+def _decide(problem: Problem, device: torch.device) -> tuple[Graph, str, str]:
+    answer = _lookup().find(
+        problem, Environment.of(device), lambda name: find_graph(name, problem) is not None
+    )
+    graph = find_graph(answer.graph, problem) if answer.graph is not None else None
+    if graph is not None:
+        logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
+        return graph, answer.reason, answer.detail
+    if problem.gradients:
+        _notice_miss(problem)
+    return analytic_graph(problem), "miss", "not tuned; chosen by FLOPs and bytes"
+
+
+_noticed: set[tuple[int, str, str]] = set()
+
+
+def forget_notices() -> None:
+    """Lets misses be reported again."""
+    _noticed.clear()
+
+
+def _notice_miss(problem: Problem) -> None:
+    """Once per rank, dtype and device: which command would tune what was not found."""
+    kind = (problem.rank, problem.dtype, problem.device)
+    if kind in _noticed:
+        return
+    _noticed.add(kind)
+    logger.warning(
+        "autolora: no timings for %s; its graph is chosen by FLOPs and bytes. To measure instead: "
+        "autolora.tune(model, tokens=%d), or ahead of time: autolora tune MODEL --rank %d "
+        "--dtype %s --device %s --tokens %d",
+        problem,
+        problem.tokens,
+        problem.rank,
+        problem.dtype,
+        problem.device,
+        problem.tokens,
+    )

@@ -1,0 +1,21 @@
+import os
+
+# Before any library of the hub is imported: tests never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from autolora.nn import plan
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Every test has a cache file of its own, and no memory of another test's."""
+    monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
+    monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
+    plan.refresh()
+    plan.forget_notices()
+    torch.manual_seed(0)
+    yield
+    plan.refresh()
