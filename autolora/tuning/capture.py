@@ -1,0 +1,288 @@
+"""Which problems a model poses: seen in one run of it, or taken from its layers without running it.
+
+A run tells how many tokens reach each LoRA layer and which layers need no gradient of their input,
+as the first of a frozen model do not. On the meta device it allocates nothing and computes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from autolora.errors import AutoloraError
+from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
+from autolora.problem import GRADIENTS, Problem
+from autolora.tuning.model_file import one_line
+from autolora.tuning.target import DEFAULT_BATCH_SIZE, Target
+
+logger = logging.getLogger("autolora")
+
+
+@dataclass(slots=True)
+class Capture:
+    """The problems of a model.
+
+    Args:
+        layers: path of each LoRA layer with a problem that it poses, in order of appearance;
+            a layer that is called with several token counts appears once for each.
+        left: paths of LoRA layers that pose none, each with the reason.
+        notes: what was assumed, and what was odd; one sentence each.
+        sizes: token counts that each layer was asked about, where these were not seen in a run.
+    """
+
+    layers: list[tuple[str, Problem]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The distinct problems, in order of first appearance."""
+        return list(self.uses)
+
+    @property
+    def uses(self) -> Counter[Problem]:
+        """How many layers share each problem."""
+        return Counter(problem for _, problem in self.layers)
+
+    def at(self, tokens: Sequence[int]) -> Capture:
+        """The same layers at other token counts."""
+        layers = [(name, problem.at(count)) for name, problem in self.layers for count in tokens]
+        return _distinct(Capture(layers, self.left, self.notes, tuple(tokens)))
+
+
+def capture(
+    target: Target,
+    *,
+    device: str,
+    batch_size: int | None = None,
+    seq_len: int | None = None,
+    tokens: Sequence[int] = (),
+    autocast: torch.dtype | None = None,
+) -> Capture:
+    """The problems that a target will pose in training.
+
+    Args:
+        target: is run once on the meta device.
+        device: type of the device that will train it.
+        batch_size: of the run, :data:`DEFAULT_BATCH_SIZE` unless given.
+        seq_len: of the run; the target's own unless given.
+        tokens: counts to tune for, instead of those that the run shows.
+        autocast: its dtype while training, None where it is off.
+
+    Raises:
+        AutoloraError: no LoRA layer poses a problem.
+    """
+    batch, length = batch_size or DEFAULT_BATCH_SIZE, seq_len or target.seq_len
+    assumed = [batch * length]
+    if target.inputs is None:
+        found = model_problems(target.model, tokens or assumed, autocast, device)
+        if not tokens:
+            found.notes.append(
+                "the file has no example_inputs(batch_size, seq_len): every layer is taken to get "
+                f"{batch * length} tokens, {batch} sequences of {length}"
+            )
+    else:
+        given = target.inputs(batch, length)
+        _check_inputs(given)
+        try:
+            found = run_problems(target.model, given, autocast, device)
+        except Exception as error:  # whatever a model does that cannot run without data
+            found = model_problems(target.model, tokens or assumed, autocast, device)
+            note = f"the model cannot be run on the meta device ({one_line(error)})"
+            found.notes.append(
+                f"{note}: every layer is taken to get {batch * length} tokens, {batch} of {length}"
+                if not tokens
+                else f"{note}: which layers need the gradient of their input is assumed"
+            )
+        else:
+            found = found.at(tokens) if tokens else found
+    if not found.layers:
+        raise AutoloraError(
+            "no LoRA layer of this model was called"
+            if not found.left
+            else "no LoRA layer of this model can be tuned: "
+            + ", ".join(dict.fromkeys(reason for _, reason in found.left))
+        )
+    found.notes[:0] = target.notes
+    for note in found.notes:
+        logger.warning("%s", note)
+    return found
+
+
+def model_problems(
+    model: nn.Module,
+    tokens: Sequence[int],
+    autocast: torch.dtype | None = None,
+    device: str | None = None,
+) -> Capture:
+    """The problems of a model's LoRA layers at some token counts, without running it.
+
+    Nothing tells which layers need no gradient of their input. The first ones seldom do, since what
+    feeds them is frozen: those that share the first layer's parent and its ``in_features`` are
+    taken to pose both problems.
+
+    Args:
+        model: any module with LoRA layers.
+        tokens: counts that each layer gets.
+        autocast: its dtype while training, None where it is off.
+        device: type of the device that will train it; where the weights are unless given.
+    """
+    found = Capture(left=left_layers(model), sizes=tuple(tokens))
+    layers = adapted_layers(model)
+    first = [each for each in layers if _reads_the_same(each, layers[0])]
+    for layer in layers:
+        weights = tuple(n for n, p in (("A", layer.A), ("B", layer.B)) if p.requires_grad)
+        for needs in (weights, ("X", *weights)) if layer in first else (("X", *weights),):
+            for count in tokens:
+                _note(found, layer, count, needs, autocast, device)
+    return _distinct(found)
+
+
+def run_problems(
+    model: nn.Module, inputs: Any, autocast: torch.dtype | None = None, device: str | None = None
+) -> Capture:
+    """The problems that a model's LoRA layers pose in one training forward pass.
+
+    The model runs in train mode with gradients enabled. Its LoRA layers compute their base product
+    only, so that it can be on the meta device.
+
+    Args:
+        model: any module with LoRA layers.
+        inputs: a tensor, or a tuple or mapping of the arguments of its forward.
+        autocast: its dtype while training, None where it is off.
+        device: type of the device that will train it; where the weights are unless given.
+
+    Raises:
+        Exception: the model raised before every LoRA layer was called.
+    """
+    found = Capture(left=left_layers(model))
+    layers = adapted_layers(model)
+    seen: set[str] = set()
+    kind = device or (layers[0].W.device.type if layers else "cpu")
+
+    def note(layer: AdaptedLayer, x: Tensor) -> torch.dtype:
+        seen.add(layer.name)
+        active = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        flags = (x.requires_grad, layer.A.requires_grad, layer.B.requires_grad)
+        needs = tuple(n for n, flag in zip(GRADIENTS, flags, strict=True) if flag)
+        if x.dim() < 2 or not x.numel():
+            _leave(found, layer, "its input has no tokens")
+        elif active is None and x.dtype != layer.W.dtype:
+            _leave(found, layer, f"its input is {x.dtype}, its base weight {layer.W.dtype}")
+        else:
+            needs = needs if torch.is_grad_enabled() else ()
+            _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
+        return active or layer.W.dtype
+
+    with _train_mode(model), _watched(layers, note), torch.enable_grad(), _autocast(kind, autocast):
+        try:
+            _call(model, inputs)
+        except Exception:
+            if len(seen) < len(layers):
+                raise
+    found.left += [(each.name, "not called") for each in layers if each.name not in seen]
+    return _distinct(found)
+
+
+def _distinct(found: Capture) -> Capture:
+    found.layers = list(dict.fromkeys(found.layers))
+    found.left = list(dict.fromkeys(found.left))
+    return found
+
+
+def _reads_the_same(layer: AdaptedLayer, first: AdaptedLayer) -> bool:
+    def parent(name: str) -> str:
+        return name.rpartition(".")[0]
+
+    return parent(layer.name) == parent(first.name) and layer.W.shape[1] == first.W.shape[1]
+
+
+def _note(
+    found: Capture,
+    layer: AdaptedLayer,
+    tokens: int,
+    gradients: Sequence[str],
+    autocast: torch.dtype | None,
+    device: str | None,
+) -> None:
+    try:
+        problem = layer.problem(tokens, gradients=gradients, autocast=autocast, device=device)
+    except ValueError as error:  # a dtype or a device that no graphs exist for
+        _leave(found, layer, str(error))
+        return
+    found.layers.append((layer.name, problem))
+
+
+def _leave(found: Capture, layer: AdaptedLayer, reason: str) -> None:
+    found.left.append((layer.name, reason))
+
+
+@contextmanager
+def _watched(layers: Sequence[AdaptedLayer], note: Any) -> Iterator[None]:
+    """Replaces the forward of each layer by one that notes its input and runs the base alone."""
+
+    def watch(layer: AdaptedLayer) -> Any:
+        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            dtype = note(layer, x)
+            b = layer.b if layer.b is None else layer.b.to(dtype)
+            Y = linear(x.to(dtype), layer.W.to(dtype), b)
+            return Y + 0 * (layer.A.sum() + layer.B.sum()).to(dtype)  # so that Y needs a gradient
+
+        return forward
+
+    had = [vars(layer.module).get("forward") for layer in layers]
+    for layer in layers:
+        vars(layer.module)["forward"] = watch(layer)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, had, strict=True):
+            del vars(layer.module)["forward"]
+            if forward is not None:
+                vars(layer.module)["forward"] = forward
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
+    if dtype is None:  # whatever is active around us
+        yield
+        return
+    with torch.autocast(device, dtype):
+        yield
+
+
+def _check_inputs(inputs: Any) -> None:
+    if not isinstance(inputs, (Tensor, tuple, Mapping)):
+        raise AutoloraError(
+            "example_inputs must return a tensor, or a tuple or dict of the model's arguments, "
+            f"not a {type(inputs).__name__}"
+        )
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, tuple):
+        model(*inputs)
+    else:
+        model(inputs)

@@ -1,0 +1,94 @@
+"""Random tensors for a problem, and a graph or the reference as a function that runs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from autolora.graphs.function import reference, run
+from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.source import executable
+from autolora.problem import Problem
+
+SCALING = 2.0  # times do not depend on it; accuracy may, where rounding s·B does
+
+
+@dataclass(slots=True)
+class Data:
+    """The tensors of one problem: W and b frozen, gradients asked for as the problem says.
+
+    Entries of X and G are standard normal, those of W and A have variance 1/in_features, as in a
+    trained layer; B is scaled so that ``‖s·BA‖ / ‖W‖`` is about ``magnitude``.
+    """
+
+    problem: Problem
+    X: Tensor
+    W: Tensor
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+    G: Tensor
+
+    @classmethod
+    def random(
+        cls, problem: Problem, device: torch.device, *, magnitude: float = 0.1, seed: int = 0
+    ) -> Data:
+        """Draws the tensors of a problem on a device."""
+        generator = torch.Generator(device).manual_seed(seed)
+        dtype, adapter = getattr(torch, problem.dtype), getattr(torch, problem.adapter_dtype)
+        m, i, o, r = problem.tokens, problem.in_features, problem.out_features, problem.rank
+
+        def normal(*shape: int, scale: float, dtype: torch.dtype) -> Tensor:
+            drawn = torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
+            return drawn.mul_(scale).to(dtype)
+
+        data = cls(
+            problem,
+            X=normal(m, i, scale=1, dtype=dtype),
+            W=normal(o, i, scale=i**-0.5, dtype=dtype),
+            b=normal(o, scale=0.1, dtype=dtype) if problem.bias else None,
+            A=normal(r, i, scale=i**-0.5, dtype=adapter),
+            B=normal(o, r, scale=magnitude / SCALING / r**0.5, dtype=adapter),
+            G=normal(m, o, scale=1, dtype=dtype),
+        )
+        for name, tensor in data.leaves.items():
+            tensor.requires_grad_(name in problem.gradients)
+        return data
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """The tensors that may need a gradient, by name."""
+        return {"X": self.X, "A": self.A, "B": self.B}
+
+    def forward(self, graph: Graph) -> Callable[[], Tensor]:
+        """The forward pass along a graph."""
+        if graph.forward == REFERENCE:
+            dtype = getattr(torch, self.problem.compute_dtype)
+            return lambda: reference(self.X, self.W, self.b, self.A, self.B, SCALING, dtype)
+        made = executable(graph, self.problem)
+        return lambda: run(made, self.X, self.W, self.b, self.A, self.B, SCALING)
+
+    def step(self, graph: Graph) -> Callable[[], object]:
+        """Forward and backward along a graph, or forward alone where no gradient is needed."""
+        return self._backward(self.forward(graph))
+
+    def floor(self) -> Callable[[], object]:
+        """The same layer with no adapter at all."""
+        return self._backward(lambda: linear(self.X, self.W, self.b))
+
+    def clear(self) -> None:
+        """Drops the gradients of the last step."""
+        for tensor in self.leaves.values():
+            tensor.grad = None
+
+    def _backward(self, forward: Callable[[], Tensor]) -> Callable[[], object]:
+        def step() -> None:
+            Y = forward()
+            if Y.requires_grad:
+                Y.backward(self.G)  # type: ignore[no-untyped-call]
+
+        return step

@@ -1,0 +1,76 @@
+"""``autolora.tune``: measuring a model, or problems, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autolora.errors import AutoloraError
+from autolora.nn.plan import refresh
+from autolora.problem import Problem
+from autolora.tuning.capture import model_problems
+from autolora.tuning.tuner import TuneResult, tune_problems
+
+
+def tune(
+    model_or_problems: nn.Module | Problem | Iterable[Problem],
+    *,
+    tokens: int | Iterable[int] | None = None,
+    effort: str = "normal",
+    budget: float | None = None,
+    cache: Path | str | None = None,
+) -> TuneResult:
+    """Times the valid graphs of every problem that is not in the cache file yet.
+
+    The layers of a model that was passed use the new timings from their next call on. Under an
+    active ``torch.autocast`` it tunes for that autocast, without one for training without.
+
+    Args:
+        model_or_problems: a model with LoRA layers, PEFT's or ours, or problems.
+        tokens: rows that a layer gets in one step, usually batch size × sequence length; one or
+            several numbers. Needed for a model, not allowed with problems.
+        effort: ``"quick"``, ``"normal"`` or ``"thorough"``.
+        budget: seconds for the whole run; what was not begun by then is reported as unfinished.
+        cache: the file to write; the first of the search path unless given.
+
+    Returns:
+        The records measured now and those skipped.
+
+    Raises:
+        AutoloraError: no LoRA layers, no tokens, or an argument out of range; unwritable cache.
+    """
+    if not isinstance(model_or_problems, nn.Module):
+        if tokens is not None:
+            raise AutoloraError("tokens go with a model; a problem has its own")
+        problems = model_or_problems
+        listed = [problems] if isinstance(problems, Problem) else list(problems)
+        result = tune_problems(listed, effort=effort, budget=budget, cache=cache)
+        refresh()
+        return result
+    model = model_or_problems
+    counts = _counts(tokens)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    autocast = (
+        torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    )
+    capture = model_problems(model, counts, autocast)
+    place = None if device.type == "meta" else device
+    with torch.autocast(device.type, enabled=False):
+        result = tune_problems(
+            capture.problems, effort=effort, budget=budget, cache=cache, device=place
+        )
+    refresh(model)
+    return result
+
+
+def _counts(tokens: int | Iterable[int] | None) -> list[int]:
+    counts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
+    if not counts or not all(type(count) is int and count >= 1 for count in counts):
+        raise AutoloraError(
+            "tokens must be the rows that a layer gets in one step, usually batch size × sequence "
+            f"length, as one or several whole numbers of at least 1, not {tokens!r}"
+        )
+    return [count for count in counts if count is not None]

@@ -1,0 +1,176 @@
+"""Predicting every graph from its parts: each distinct step is timed once, in isolation.
+
+The cost grows with the number of distinct steps, some forty, not with the number of graphs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from autolora.graphs.contraction import ADAPTER_TENSORS, AXES
+from autolora.graphs.graph import REFERENCE, Graph, sizes_of
+from autolora.graphs.source import Line, lines, statement
+from autolora.graphs.space import onednn_products
+from autolora.problem import Problem
+from autolora.tuning.data import SCALING, Data
+from autolora.tuning.stopwatch import Measure
+
+_PASSES = 5
+_SLOW_NS = 5e6  # a step slower than this is timed once more only, after a first that warms it
+_SAME_STRUCTURE = 2  # graphs kept that differ in orientations alone
+
+Key = tuple[str, tuple[tuple[str, str, bool], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a graph is expected to cost.
+
+    Args:
+        graph: the graph.
+        nanoseconds: the sum of its steps.
+    """
+
+    graph: Graph
+    nanoseconds: float
+
+
+def screen(
+    graphs: Iterable[Graph], data: Data, measure: Measure, rng: random.Random
+) -> list[Prediction]:
+    """Every composed graph, with its faster libraries and the sum of its steps, fastest first."""
+    problem = data.problem
+    parts: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
+    distinct: dict[Key, Line] = {}
+    for graph in graphs:
+        if graph.forward == REFERENCE:
+            continue
+        by_blas = _lines(graph, problem)
+        by_onednn = _lines(replace(graph, onednn=onednn_products(graph, problem)), problem)
+        keys = []
+        for one, other in zip(by_blas, by_onednn, strict=True):
+            pair = _key(one, problem), _key(other, problem)
+            distinct.update(zip(pair, (one, other), strict=True))
+            keys.append((*pair, one.writes))
+        parts.append((graph, keys))
+    times = _time(distinct, data, measure, rng)
+    return sorted(
+        (_cheapest(graph, keys, times) for graph, keys in parts),
+        key=lambda prediction: prediction.nanoseconds,
+    )
+
+
+def _cheapest(
+    graph: Graph, keys: Iterable[tuple[Key, Key, str]], times: Mapping[Key, float]
+) -> Prediction:
+    """The graph with the faster library for each product; no other step depends on that."""
+    total = 0.0
+    chosen = set()
+    for one, other, out in keys:
+        if times[other] < times[one]:
+            chosen.add(out)
+        total += min(times[one], times[other])
+    return Prediction(replace(graph, onednn=frozenset(chosen)), total)
+
+
+def shortlist(predictions: Iterable[Prediction], most: int, within: float) -> list[Graph]:
+    """The best predicted graphs, at most two of a structure, none beyond ``within`` of the best."""
+    kept: list[Graph] = []
+    structures: dict[Graph, int] = {}
+    best = None
+    for prediction in predictions:
+        best = best or prediction.nanoseconds
+        if len(kept) == most or prediction.nanoseconds > within * best:
+            break
+        structure = replace(prediction.graph, transposed=frozenset(), onednn=frozenset())
+        if structures.get(structure, 0) < _SAME_STRUCTURE:
+            structures[structure] = structures.get(structure, 0) + 1
+            kept.append(prediction.graph)
+    return kept
+
+
+def _time(
+    distinct: Mapping[Key, Line], data: Data, measure: Measure, rng: random.Random
+) -> dict[Key, float]:
+    values = _Values(data)
+    runs = {key: (statement(line), values.of(line)) for key, line in distinct.items()}
+    times: dict[Key, list[float]] = {key: [] for key in runs}
+    with torch.no_grad():
+        for _ in range(_PASSES):
+            for key in rng.sample(list(runs), len(runs)):
+                if len(times[key]) < 2 or min(times[key]) < _SLOW_NS:
+                    run, given = runs[key]
+                    times[key].append(measure(lambda run=run, given=given: run(given)))  # type: ignore[misc]
+    return {key: min(taken) for key, taken in times.items()}
+
+
+def _lines(graph: Graph, problem: Problem) -> tuple[Line, ...]:
+    forward, backward = lines(graph, problem)
+    return forward + backward
+
+
+def _key(line: Line, problem: Problem) -> Key:
+    """What the time of a line depends on: the operation, and its operands but for their names."""
+    body = line.text.partition(" = ")[2]
+    operands = []
+    for position, name in enumerate(dict.fromkeys(line.reads)):
+        body = _renamed(body, name, f"${position}")
+        operands.append((AXES[_tensor(name)], _dtype(name, problem), name in line.views))
+    return body, tuple(operands)
+
+
+def _renamed(body: str, name: str, other: str) -> str:
+    out, word = [], ""
+    for character in f"{body} ":
+        if character.isalnum() or character == "_":
+            word += character
+        else:
+            out += [other if word == name else word, character]
+            word = ""
+    return "".join(out).rstrip()
+
+
+def _tensor(variable: str) -> str:
+    return variable.partition("_")[0]
+
+
+def _dtype(variable: str, problem: Problem) -> str:
+    tensor, _, converted = variable.partition("_")
+    if converted:
+        return converted
+    if tensor in ("A", "B"):
+        return problem.adapter_dtype
+    return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
+
+
+class _Values:
+    """Random tensors for the variables of lines; X, W, G, A and B are those of the problem."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.sizes = sizes_of(data.problem)
+        self.made: dict[tuple[str, bool], Tensor] = {}
+
+    def of(self, line: Line) -> dict[str, object]:
+        values: dict[str, object] = {name: self._value(name, line) for name in line.reads}
+        return {**values, "s": SCALING}
+
+    def _value(self, variable: str, line: Line) -> Tensor:
+        view = variable in line.views
+        if (variable, view) not in self.made:
+            self.made[variable, view] = self._make(variable, view)
+        return self.made[variable, view]
+
+    def _make(self, variable: str, view: bool) -> Tensor:
+        given = getattr(self.data, variable, None)
+        if isinstance(given, Tensor):
+            return given.detach()
+        shape = [self.sizes[axis] for axis in AXES[_tensor(variable)]]
+        dtype = getattr(torch, _dtype(variable, self.data.problem))
+        made = torch.randn(shape[::-1] if view else shape, device=self.data.X.device).to(dtype)
+        return made.t() if view else made

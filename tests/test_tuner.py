@@ -1,0 +1,312 @@
+"""The tuner, on a made-up clock where it decides, on the real one where it only has to run."""
+
+import logging
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+import autolora
+from autolora import AutoloraError, Problem, TimingCache
+from autolora.cache.record import Verdict
+from autolora.environment import Environment
+from autolora.graphs.space import find_graph, flops_graph, onednn_products, valid_graphs
+from autolora.tuning import accuracy, tuner
+from autolora.tuning.accuracy import verdict
+from autolora.tuning.data import Data
+from autolora.tuning.screen import screen, shortlist
+from autolora.tuning.tuner import device_for, measure_problem, tune_problems
+
+CPU = torch.device("cpu")
+SMALL = Problem(24, 16, 32, 4, "float32", "cpu")
+
+
+def measured(problem=SMALL, **options):
+    return measure_problem(problem, CPU, Environment.of(CPU), **options)
+
+
+def test_a_record_holds_its_evidence():
+    record = measured()
+    assert record.problem == SMALL
+    assert record.reference == "reference"
+    assert record.flops_choice == flops_graph(SMALL).name
+    names = {candidate.graph for candidate in record.candidates}
+    assert {record.winner, record.reference, record.flops_choice} <= names
+    assert record.floor_ns > 0
+    for candidate in record.candidates:
+        assert find_graph(candidate.graph, SMALL) is not None
+        assert candidate.verdict.ok or candidate.graph != record.winner
+        assert set(candidate.verdict.errors) == {"Y", "dX", "dA", "dB"}
+    assert record.conditions["processors"] >= 1
+
+
+@pytest.mark.parametrize("gradients", [(), ("A", "B"), ("X", "B")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_kind_of_problem_can_be_measured(gradients, dtype):
+    problem = replace(SMALL, gradients=gradients, dtype=dtype, bias=True, adapter_dtype="float32")
+    record = measured(problem, effort="quick")
+    assert record.effort == "quick"
+    assert set(record.candidates[0].verdict.errors) == {"Y", *(f"d{g}" for g in gradients)}
+
+
+def test_the_graph_that_the_clock_favours_wins(monkeypatch):
+    """Every composed graph takes a made-up time, the reference and the floor theirs."""
+    favoured = "merged/h=recomputed/dX=merged/dA=via_z/dB=via_h/t=Z"
+
+    def step(self, graph):
+        return lambda: 50.0 if graph.name == favoured else 100.0 + len(graph.name)
+
+    monkeypatch.setattr(Data, "step", step)
+    monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
+    monkeypatch.setattr(
+        tuner, "screen", lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name]
+    )
+    monkeypatch.setattr(tuner, "shortlist", lambda *_: [find_graph(favoured, SMALL)])
+    record = measured(measure=lambda run: run())
+    assert record.winner == favoured
+    assert record.speedup == pytest.approx(109 / 50, rel=0.01)
+    assert record.overhead_removed == pytest.approx((109 - 50) / (109 - 30), rel=0.02)
+
+
+def _prediction(graph):
+    from autolora.tuning.screen import Prediction
+
+    return Prediction(graph, 1.0)
+
+
+def test_a_graph_of_bad_accuracy_cannot_win_and_is_kept_with_its_figures(monkeypatch):
+    def judge(graph, problem, device):
+        ok = graph.name in ("reference", flops_graph(problem).name)
+        return Verdict(ok, {"Y": (1.0, 1.0)}, (1.0, 1.0), "" if ok else "error of Y 1.0 > 0.1")
+
+    monkeypatch.setattr(tuner, "verdict", judge)
+    record = measured()
+    assert record.winner in ("reference", flops_graph(SMALL).name)
+    rejected = [c for c in record.candidates if not c.verdict.ok]
+    assert rejected
+    assert all(c.median_ns is None for c in rejected)
+
+
+def test_the_screen_predicts_the_sum_of_the_steps_and_picks_the_library():
+    data = Data.random(SMALL, CPU)
+    graphs = valid_graphs(SMALL).values()
+    clock = iter(lambda: 100.0, None)
+    predictions = screen(graphs, data, lambda run: (run(), next(clock))[1], random.Random(0))
+    assert len(predictions) == len(valid_graphs(SMALL)) - 1
+    times = [prediction.nanoseconds for prediction in predictions]
+    assert times == sorted(times)
+    for prediction in predictions:
+        assert prediction.nanoseconds == 100.0 * len(prediction.graph.steps)
+        assert prediction.graph.onednn == frozenset()  # equal times are no reason to change
+
+
+def test_the_screen_takes_the_faster_library(monkeypatch):
+    from autolora.tuning import screen as room
+
+    def times(distinct, *_):
+        return {key: 1.0 if "onednn" in key[0] else 5.0 for key in distinct}
+
+    monkeypatch.setattr(room, "_time", times)
+    data = Data.random(SMALL, CPU)
+    for prediction in screen(valid_graphs(SMALL).values(), data, None, None):
+        assert prediction.graph.onednn == onednn_products(prediction.graph, SMALL)
+
+
+def test_the_shortlist_is_varied():
+    data = Data.random(SMALL, CPU)
+    predictions = screen(
+        valid_graphs(SMALL).values(), data, lambda run: (run(), 1.0)[1], random.Random(0)
+    )
+    kept = shortlist(predictions, 8, 10.0)
+    assert len(kept) == 8
+    structures = [replace(g, transposed=frozenset(), onednn=frozenset()) for g in kept]
+    assert max(structures.count(s) for s in structures) <= 2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_verdicts_accept_what_is_as_accurate_as_the_reference(dtype):
+    problem = replace(SMALL, dtype=dtype, adapter_dtype=dtype, compute_dtype=dtype)
+    for graph in list(valid_graphs(problem).values())[::97]:
+        judged = verdict(graph, problem, CPU)
+        assert judged.ok, (graph.name, judged)
+
+
+def test_verdicts_reject_what_loses_accuracy():
+    """float32 adapters on a bfloat16 base: through P, dA and dB would be rounded to no avail."""
+    problem = replace(SMALL, tokens=128, in_features=64, out_features=64)
+
+    class Rounded(Data):
+        def forward(self, graph):
+            exact = Data.forward(self, graph)
+            return lambda: exact().bfloat16().float()
+
+    original = accuracy.Data
+    accuracy._figures.cache_clear()
+    accuracy._oracle.cache_clear()
+    try:
+        good = verdict(flops_graph(problem), problem, CPU)
+        accuracy._figures.cache_clear()
+        accuracy._oracle.cache_clear()
+        reference = accuracy._figures(valid_graphs(problem)["reference"], problem, CPU)
+        accuracy.Data = Rounded
+        accuracy._oracle.cache_clear()
+        bad = verdict(flops_graph(problem), problem, CPU)
+    finally:
+        accuracy.Data = original
+        accuracy._figures.cache_clear()
+        accuracy._oracle.cache_clear()
+    assert reference
+    assert good.ok
+    assert not bad.ok
+    assert bad.reason.startswith("error of Y")
+
+
+def test_the_gain_of_small_adapters_in_bfloat16_is_measured():
+    problem = replace(
+        SMALL, tokens=128, in_features=256, out_features=256, dtype="bfloat16",
+        adapter_dtype="bfloat16", compute_dtype="bfloat16", gradients=(),
+    )  # fmt: skip
+    reference = verdict(valid_graphs(problem)["reference"], problem, CPU)
+    one_product = verdict(valid_graphs(problem)["one_product"], problem, CPU)
+    assert reference.gain[0] == pytest.approx(1, abs=0.05)
+    assert abs(reference.gain[1] - 1) > 0.1  # addition in bfloat16 swallows a small adapter
+    assert one_product.gain[1] == pytest.approx(1, abs=0.05)
+
+
+def test_records_are_published_as_they_are_made_and_not_made_again(tmp_path):
+    path = tmp_path / "cache.json"
+    problems = [SMALL, replace(SMALL, tokens=8), SMALL]
+    seen = []
+
+    def look(progress):
+        if progress.stage == "done":
+            seen.append(len(TimingCache.load(path).records))
+
+    result = tune_problems(problems, effort="quick", cache=path, on_progress=look)
+    assert seen == [1, 2]
+    assert [record.problem for record in result.records] == problems[:2]
+    again = tune_problems(problems, effort="quick", cache=path)
+    assert (again.records, len(again.skipped)) == ([], 2)
+    harder = tune_problems(problems[:1], cache=path)
+    assert [record.effort for record in harder.records] == ["normal"]
+    assert tune_problems(problems[:1], effort="quick", cache=path).records == []
+    assert len(tune_problems(problems[:1], cache=path, force=True).records) == 1
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    path = tmp_path / "cache.json"
+    problems = [replace(SMALL, tokens=tokens) for tokens in (8, 16, 32)]
+
+    def interrupt(progress):
+        if progress.done == 1 and progress.stage == "race":
+            raise KeyboardInterrupt
+
+    result = tune_problems(problems, effort="quick", cache=path, on_progress=interrupt)
+    assert result.interrupted
+    assert [record.problem for record in result.records] == problems[:1]
+    assert result.unfinished == problems[1:]
+    assert [record.problem for record in TimingCache.load(path).records] == problems[:1]
+
+
+def test_a_spent_budget_leaves_the_rest(tmp_path):
+    problems = [replace(SMALL, tokens=tokens) for tokens in (8, 16)]
+    result = tune_problems(problems, effort="quick", budget=1e-9, cache=tmp_path / "cache.json")
+    assert (result.records, result.unfinished) == ([], problems)
+
+
+def test_out_of_memory_is_no_end(tmp_path, monkeypatch):
+    def measure(problem, *_, **__):
+        if problem.tokens == 8:
+            raise torch.OutOfMemoryError("too large")
+        return measured(problem, effort="quick")
+
+    monkeypatch.setattr(tuner, "measure_problem", measure)
+    problems = [replace(SMALL, tokens=tokens) for tokens in (8, 16)]
+    result = tune_problems(problems, cache=tmp_path / "cache.json")
+    assert result.failed == [(problems[0], "out of memory")]
+    assert [record.problem for record in result.records] == problems[1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"effort": "hard"}, "effort must be one of quick, normal, thorough, not 'hard'"),
+        ({"budget": 0}, "budget must be a positive number of seconds, not 0"),
+        ({"budget": float("nan")}, "budget must be a positive number"),
+        ({"device": "cuda"}, "is for cpu, not for cuda"),
+    ],
+)
+def test_bad_arguments_are_named(options, message, tmp_path):
+    with pytest.raises(AutoloraError, match=message):
+        tune_problems([SMALL], cache=tmp_path / "cache.json", **options)
+
+
+def test_an_unwritable_cache_is_found_out_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuner, "measure_problem", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(AutoloraError, match="cannot write the timing cache"):
+        tune_problems([SMALL], cache=tmp_path)  # a folder
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_a_device_that_is_not_there():
+    with pytest.raises(AutoloraError, match="no device cuda; this machine has 0 CUDA devices"):
+        device_for(replace(SMALL, device="cuda"))
+
+
+def test_tuning_a_model_makes_its_layers_use_the_timings(caplog):
+    model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
+    x = torch.randn(32, 24)
+    with caplog.at_level(logging.WARNING, "autolora"):
+        model(x)
+    assert [choice.reason for choice in model[0]._autolora.choices.values()] == ["miss"]
+    assert "autolora.tune(model, tokens=32)" in caplog.text
+    result = autolora.tune(model, tokens=32, effort="quick")
+    assert {record.problem.gradients for record in result.records} == {("A", "B"), ("X", "A", "B")}
+    model(x)
+    (choice,) = model[0]._autolora.choices.values()
+    assert choice.reason == "exact"
+
+
+def test_tuning_under_autocast_is_for_autocast():
+    model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
+    x = torch.randn(32, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = autolora.tune(model, tokens=32, effort="quick")
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    for record in result.records:
+        problem = record.problem
+        assert (problem.dtype, problem.adapter_dtype, problem.compute_dtype) == (
+            "bfloat16",
+            "float32",
+            "bfloat16",
+        )
+    assert [choice.reason for choice in model[0]._autolora.choices.values()] == ["exact"]
+
+
+@pytest.mark.parametrize("tokens", [None, 0, [], [8, -1], 1.5, "8"])
+def test_tokens_must_be_counts(tokens):
+    model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
+    with pytest.raises(AutoloraError, match="tokens must be the rows"):
+        autolora.tune(model, tokens=tokens)
+
+
+def test_problems_bring_their_own_tokens():
+    with pytest.raises(AutoloraError, match="a problem has its own"):
+        autolora.tune(SMALL, tokens=8)
+    assert autolora.tune(SMALL, effort="quick").records[0].problem == SMALL
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_problem_on_cuda(dtype):
+    problem = Problem(256, 512, 1024, 8, dtype, "cuda")
+    device = device_for(problem)
+    record = measure_problem(problem, device, Environment.of(device))
+    assert record.environment.device == "cuda"
+    assert find_graph(record.winner, problem) is not None
+    assert record.speedup >= 1
