@@ -243,7 +243,7 @@ def _story(error: BaseException, path: Path) -> str:
         where = f"\n  line {error.lineno}: {(error.text or '').strip()}" if error.lineno else ""
         return f"{path.name} is not valid Python: {error.msg}{where}"
     else:
-        message = str(error).strip()
+        message = str(error).partition("\nException raised from")[0].strip()  # torch's C++ stack
         message = message if len(message) <= _MOST else message[:_MOST] + " …"
         head = f"{path.name} raised {type(error).__name__}" + (f": {message}" if message else "")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]

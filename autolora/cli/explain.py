@@ -1,0 +1,119 @@
+"""``autolora explain TARGET``."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolora.cache.lookup import Lookup
+from autolora.cli.caches import open_cache
+from autolora.cli.console import print_json, print_line, print_paragraph
+from autolora.cli.figures import count
+from autolora.cli.tables import call_title, group_names, name_shape
+from autolora.cli.targets import device_of, read_target
+from autolora.environment import Environment
+from autolora.graphs.space import analytic_graph, find_graph
+from autolora.problem import Problem
+from autolora.tuning.capture import Capture
+
+_MISS = "not tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the cache says about a problem.
+
+    Args:
+        graph: that would run.
+        reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment`` or ``miss``.
+        detail: the same in words.
+    """
+
+    graph: str
+    reason: str
+    detail: str
+
+
+def run(options: Namespace) -> int:
+    """Prints for each layer of TARGET which graph it would run in training, and why."""
+    device = device_of(options.device)
+    paths = None if options.cache is None else [Path(options.cache)]
+    if paths:
+        open_cache(paths[0])  # a file that was named must be there
+    found = read_target(options, device)
+    decisions = decide(found.problems, device, Lookup(paths))
+    if options.json:
+        print_json(_json(found, decisions))
+    else:
+        _print(found, decisions, options.argv)
+    return 0
+
+
+def decide(
+    problems: Sequence[Problem], device: torch.device, lookup: Lookup
+) -> dict[Problem, Decision]:
+    """The graph that a layer would run for each problem, as :mod:`autolora.nn.plan` decides."""
+    environment = Environment.of(device)
+    decisions = {}
+    for problem in problems:
+
+        def valid(name: str, problem: Problem = problem) -> bool:
+            return find_graph(name, problem) is not None
+
+        answer = lookup.find(problem, environment, valid)
+        graph = answer.graph or analytic_graph(problem).name
+        detail = answer.detail if answer.graph else "chosen by FLOPs and bytes"
+        decisions[problem] = Decision(graph, answer.reason, detail)
+    return decisions
+
+
+def _json(found: Capture, decisions: Mapping[Problem, Decision]) -> dict[str, Any]:
+    return {
+        "layers": [
+            {"name": name, "problem": problem.to_json(), **asdict(decisions[problem])}
+            for name, problem in found.layers
+        ],
+        "left": [{"name": name, "reason": reason} for name, reason in found.left],
+        "notes": found.notes,
+    }
+
+
+def _print(found: Capture, decisions: Mapping[Problem, Decision], argv: Sequence[str]) -> None:
+    groups: dict[tuple[str, Problem], list[str]] = {}
+    for name, problem in found.layers:
+        groups.setdefault((name_shape(name), problem), []).append(name)
+    for (_, problem), names in groups.items():
+        decision = decisions[problem]
+        missed = decision.reason == "miss"
+        why = ", ".join(filter(None, (_MISS if missed else decision.reason, decision.detail)))
+        print_line(_title(names))
+        print_line(f"  {call_title(problem)}: {why}", "yellow" if missed else "green")
+        print_line(f"    {decision.graph}", "dim")
+    _print_left(found.left)
+    print_line()
+    reasons = Counter(decisions[problem].reason for _, problem in found.layers)
+    words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.most_common()]
+    print_paragraph(f"{count(len(found.layers), 'layer')}: {', '.join(words)}.")
+    if reasons["miss"]:
+        words = [word for word in argv[1:] if word != "--json"]
+        print_line(f"To tune them: autolora tune {shlex.join(words)}")
+
+
+def _print_left(left: Sequence[tuple[str, str]]) -> None:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, reason in left:
+        groups.setdefault((name_shape(name), reason), []).append(name)
+    for (_, reason), names in groups.items():
+        print_line(_title(names))
+        print_line(f"  its own path: {reason}", "yellow")
+
+
+def _title(names: Sequence[str]) -> str:
+    return group_names(names) + (f" ×{len(names)}" if len(names) > 1 else "")

@@ -1,0 +1,94 @@
+"""Figures as people read them: times in fitting units, ratios, bars, aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+
+
+def duration(nanoseconds: float | None) -> str:
+    """A time in the unit that fits it, to three digits.
+
+    >>> duration(1234567), duration(850), duration(None)
+    ('1.23 ms', '850 ns', '-')
+    """
+    if nanoseconds is None:
+        return "-"
+    for size, unit in _UNITS:
+        if nanoseconds >= 0.9995 * size:
+            value = nanoseconds / size
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits if size > 1 else 0}f} {unit}"
+    return "0 ns"
+
+
+def wait(seconds: float) -> str:
+    """A time that somebody waits.
+
+    >>> wait(0.42), wait(8.4), wait(95), wait(3900)
+    ('0.4 s', '8 s', '1 min 35 s', '1 h 5 min')
+    """
+    if seconds < 2:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def ratio(value: float | None) -> str:
+    """A speed-up.
+
+    >>> ratio(1.337)
+    '1.34x'
+    """
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def percent(share: float | None) -> str:
+    """A share of one.
+
+    >>> percent(0.614)
+    '61 %'
+    """
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, "layer"), count(2, "layer")
+    ('1 layer', '2 layers')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def bar(share: float, cells: int) -> str:
+    """A bar that fills a share of some cells, to an eighth of one.
+
+    >>> bar(0.5, 4), bar(0.3, 4)
+    ('██', '█▎')
+    """
+    eighths = round(max(0.0, min(1.0, share)) * cells * 8)
+    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
+
+
+def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Rows of cells as lines with aligned columns.
+
+    Args:
+        rows: all of the same length.
+        sides: one letter per column, ``l`` or ``r``.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(sides))]
+    return [
+        "  ".join(
+            cell.ljust(width) if side == "l" else cell.rjust(width)
+            for cell, width, side in zip(row, widths, sides, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

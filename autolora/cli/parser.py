@@ -1,0 +1,281 @@
+"""Commands and their options; the modules that carry them out are imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, NoReturn
+
+from autolora.cli import arguments
+from autolora.errors import AutoloraError
+from autolora.version import __version__
+
+EFFORTS = ("quick", "normal", "thorough")
+
+_DESCRIPTION = """\
+Train LoRA models faster. A LoRA layer can be computed along many graphs that
+give the same result; autolora times them on the device that will train the
+model and keeps the winners in a cache, which the layers read while training.
+
+commands:
+  tune        measure a model's LoRA layers, keep the winners in the cache
+  show        show what the cache holds
+  explain     say which graph each layer of a model would run, and why
+  cache path  say where the cache is
+  demo        tune and train a small built-in model, and compare
+"""
+_FIRST_STEPS = """\
+first steps:
+  autolora demo
+  autolora tune model.py --rank 8 --batch-size 4 --seq-len 512
+  autolora tune path/to/config.json --rank 16 --dtype bfloat16 --tokens 2048
+  autolora show
+
+'autolora COMMAND --help' tells more about each.
+"""
+_TARGET = """\
+TARGET is one of
+  model.py:NAME   NAME is an nn.Module or a function that returns one
+  model.py        the same, called model or build_model, or the only one there
+  config.json     of a Hugging Face model, or its folder; weights are not needed
+If model.py has a function example_inputs(batch_size, seq_len), the model is run
+on what it returns (a tensor, or a tuple or dict of arguments) to see how many
+tokens reach each layer. It runs on the meta device: no memory, no time.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are short and end like every other error of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the whole usage."""
+        raise AutoloraError(f"{message} (see '{self.prog} --help')")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; ``.run`` carries it out.
+
+    Raises:
+        AutoloraError: they make no sense.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
+    if not hasattr(options, "run"):
+        parser.error("which command? one of tune, show, explain, cache path, demo")
+    return options
+
+
+def _parser() -> Parser:
+    parser = _described(Parser, "autolora", _DESCRIPTION, _FIRST_STEPS)
+    parser.usage = "autolora COMMAND [options]"
+    parser.add_argument("--version", action="version", version=f"autolora {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, parser_class=Parser)
+    _add_tune(commands)
+    _add_show(commands)
+    _add_explain(commands)
+    _add_cache(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_tune(commands: Any) -> None:
+    tune = _command(
+        commands,
+        "tune",
+        "TARGET [options]",
+        "Finds the problems that a model's LoRA layers pose in training, times the\n"
+        "graphs that solve each, and writes the winners to the timing cache.\n\n" + _TARGET,
+        "examples:\n"
+        "  autolora tune model.py:build_model --rank 8 --batch-size 4 --seq-len 512\n"
+        "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 2048,4096\n",
+    )
+    _add_target(tune)
+    measuring = tune.add_argument_group("measuring")
+    measuring.add_argument(
+        "--effort",
+        choices=EFFORTS,
+        default="normal",
+        help="how hard to measure: quick, normal (default) or thorough",
+    )
+    measuring.add_argument(
+        "--budget",
+        type=arguments.positive,
+        metavar="SECONDS",
+        help="stop after so many seconds; what is measured by then is kept",
+    )
+    _add_cache_option(measuring, "file to write (default: 'autolora cache path')")
+    measuring.add_argument(
+        "--force", action="store_true", help="measure also what is in the cache already"
+    )
+    _add_json(tune)
+
+
+def _add_show(commands: Any) -> None:
+    show = _command(
+        commands,
+        "show",
+        "[options]",
+        "Shows the records of the timing cache, by the machine they were measured on.",
+        "examples:\n  autolora show\n  autolora show --cache cluster.json --verbose\n",
+    )
+    _add_cache_option(show, "file to show (default: every file of the search path)")
+    show.add_argument(
+        "-v", "--verbose", action="store_true", help="show every candidate with its verdict"
+    )
+    _add_json(show)
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(
+        commands,
+        "explain",
+        "TARGET [options]",
+        "Says for each LoRA layer of a model which graph it would run in training,\n"
+        "and whether that was measured, interpolated or not tuned at all.\n\n" + _TARGET,
+        "example:\n  autolora explain model.py --rank 8 --batch-size 4 --seq-len 512\n",
+    )
+    _add_target(explain)
+    _add_cache_option(explain, "file to ask (default: every file of the search path)")
+    _add_json(explain)
+
+
+def _add_cache(commands: Any) -> None:
+    cache = _command(commands, "cache", "path", "", "  path  print the path of the cache file\n")
+    nouns = cache.add_subparsers(
+        metavar="path", help=argparse.SUPPRESS, required=True, parser_class=Parser
+    )
+    path = _command(
+        nouns,
+        "path",
+        "[--json]",
+        "Prints the path of the file that 'autolora tune' writes: the first of\n"
+        "AUTOLORA_CACHE, or timings.v1.json in the user's cache folder. --json lists all\n"
+        "files that are read.",
+        'example:\n  cp "$(autolora cache path)" /shared/timings.json\n',
+        prog="autolora cache path",
+        run="autolora.cli.path",
+    )
+    _add_json(path)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "[options]",
+        "Builds a small Llama-style model (hidden 512, ffn 1376, 4 layers), tunes it into\n"
+        "a temporary cache, then trains two copies of it in turn, one along the reference\n"
+        "graphs (what PEFT runs) and one along the tuned graphs, and compares step times\n"
+        "and losses. Takes about a minute; needs neither PEFT nor transformers.",
+        "example:\n  autolora demo --dtype bfloat16 --rank 32\n",
+    )
+    demo.add_argument(
+        "--steps",
+        type=arguments.count,
+        default=10,
+        metavar="N",
+        help="training steps to compare (10)",
+    )
+    demo.add_argument(
+        "--rank", type=arguments.count, default=8, metavar="R", help="of the adapters (8)"
+    )
+    _add_dtype(demo, "--dtype", "of the model (float32)")
+    _add_device(demo)
+    _add_json(demo)
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument("target", metavar="TARGET", help=argparse.SUPPRESS)
+    adapters = parser.add_argument_group("adapters, for a model that does not bring its own")
+    adapters.add_argument("--rank", type=arguments.count, metavar="R", help="of the adapters")
+    adapters.add_argument(
+        "--alpha", type=arguments.positive, metavar="A", help="the scaling is A / R (A = R)"
+    )
+    adapters.add_argument(
+        "--target-modules",
+        type=arguments.modules,
+        default="all-linear",
+        metavar="NAMES",
+        help="'all-linear' (default), names as q_proj,v_proj, or a regular expression",
+    )
+    dtypes = parser.add_argument_group("dtypes")
+    _add_dtype(dtypes, "--dtype", "of the base model (its own)")
+    _add_dtype(
+        dtypes,
+        "--adapter-dtype",
+        "of A and B (the base's; for a config.json float32, as in PEFT)",
+    )
+    _add_dtype(dtypes, "--compute-dtype", "in which the adapter branch runs (adapter dtype)")
+    _add_dtype(dtypes, "--autocast", "train under torch.autocast of this dtype (off)")
+    size = parser.add_argument_group("size and place of the training")
+    size.add_argument(
+        "--batch-size", type=arguments.count, metavar="N", help="sequences per step (4)"
+    )
+    size.add_argument(
+        "--seq-len", type=arguments.count, metavar="N", help="tokens per sequence (512)"
+    )
+    size.add_argument(
+        "--tokens",
+        type=arguments.counts,
+        default=(),
+        metavar="N,N",
+        help="rows that every layer gets, instead of what a run of the model shows",
+    )
+    _add_device(size)
+
+
+def _add_device(parser: Any) -> None:
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda or cuda:N (default: cuda where there is one)"
+    )
+
+
+def _add_dtype(parser: Any, option: str, text: str) -> None:
+    parser.add_argument(option, type=arguments.dtype, metavar="DTYPE", help=text)
+
+
+def _add_cache_option(parser: Any, text: str) -> None:
+    parser.add_argument("--cache", metavar="FILE", help=text)
+
+
+def _add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def _command(
+    commands: Any,
+    name: str,
+    usage: str,
+    description: str,
+    epilog: str = "",
+    *,
+    prog: str = "",
+    run: str = "",
+) -> Parser:
+    prog = prog or f"autolora {name}"
+    parser = _described(partial(commands.add_parser, name), prog, description, epilog)
+    parser.usage = f"{prog} {usage}"
+    if description:
+        parser.set_defaults(run=_later(run or f"autolora.cli.{name}"))
+    return parser
+
+
+def _described(make: Callable[..., Parser], prog: str, description: str, epilog: str) -> Parser:
+    return make(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+        allow_abbrev=False,
+    )
+
+
+def _later(module: str) -> Callable[[argparse.Namespace], int]:
+    """The ``run`` of a command's module, imported when it is called: torch takes a second."""
+
+    def run(options: argparse.Namespace) -> int:
+        return import_module(module).run(options)  # type: ignore[no-any-return]
+
+    return run

@@ -1,0 +1,67 @@
+"""What ``tune`` and ``explain`` share: from options to a device, a model and its problems."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from contextlib import redirect_stdout
+
+import torch
+
+from autolora.errors import AutoloraError
+from autolora.problem import DEVICES
+from autolora.tuning.capture import Capture, capture
+from autolora.tuning.target import Adapters, load_target
+
+
+def read_target(options: Namespace, device: torch.device) -> Capture:
+    """The problems of TARGET; what its code prints goes to stderr.
+
+    Raises:
+        AutoloraError: it cannot be read, or poses no problem.
+    """
+    adapters = Adapters(
+        rank=options.rank,
+        alpha=options.alpha,
+        target_modules=options.target_modules,
+        dtype=torch_dtype(options.dtype),
+        adapter_dtype=torch_dtype(options.adapter_dtype),
+        compute_dtype=torch_dtype(options.compute_dtype),
+    )
+    with redirect_stdout(sys.stderr):
+        return capture(
+            load_target(options.target, adapters),
+            device=device.type,
+            batch_size=options.batch_size,
+            seq_len=options.seq_len,
+            tokens=options.tokens,
+            autocast=torch_dtype(options.autocast),
+        )
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one CUDA's first where there is one, else the CPU.
+
+    Raises:
+        AutoloraError: there is no such device on this machine, or no graphs for it.
+    """
+    if name is None:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in DEVICES:
+        raise AutoloraError(f"device must be cpu, cuda or cuda:N, not {name!r}")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    index, present = device.index or 0, torch.cuda.device_count()
+    if index >= present:
+        found = f"{present} CUDA device{'s' * (present != 1)}" if present else "no CUDA device"
+        raise AutoloraError(f"no device {name!r}: this machine has {found}")
+    return torch.device("cuda", index)
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of a name that the parser let through."""
+    return None if name is None else getattr(torch, name)
