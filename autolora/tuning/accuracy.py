@@ -27,7 +27,7 @@ _TOLERANCE = 2.0  # times the reference's own error
 # units in the last place over a long sum; in the 16-bit dtypes the rounding of the result hides it.
 _FLOOR = {"float64": 1e-15, "float32": 5e-7, "float16": 6e-5, "bfloat16": 5e-4}
 _GAIN_FLOOR = 5e-3
-_TOKENS = 128  # errors hardly depend on tokens; the oracle's cost does
+_TOKENS = 64  # errors hardly depend on tokens; the oracle's cost does
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ The cost grows with the number of distinct steps, some forty, not with the numbe
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from autolora.tuning.data import SCALING, Data
 from autolora.tuning.stopwatch import Measure
 
 _PASSES = 5
-_SLOW_NS = 5e6  # a step slower than this is timed once more only, after a first that warms it
+_SLOW_NS = 5e6  # a step slower than this is timed twice at most, since its first call may warm it
+_HOPELESS = 1.1  # and once only if it then takes this much longer than another over the same axes
 _SAME_STRUCTURE = 2  # graphs kept that differ in orientations alone
 
 Key = tuple[str, tuple[tuple[str, str, bool], ...]]
@@ -98,15 +100,34 @@ def _time(
     distinct: Mapping[Key, Line], data: Data, measure: Measure, rng: random.Random
 ) -> dict[Key, float]:
     values = _Values(data)
-    runs = {key: (statement(line), values.of(line)) for key, line in distinct.items()}
+    runs = {key: partial(statement(line), values.of(line)) for key, line in distinct.items()}
     times: dict[Key, list[float]] = {key: [] for key in runs}
     with torch.no_grad():
         for _ in range(_PASSES):
+            least = _least(times)
             for key in rng.sample(list(runs), len(runs)):
-                if len(times[key]) < 2 or min(times[key]) < _SLOW_NS:
-                    run, given = runs[key]
-                    times[key].append(measure(lambda run=run, given=given: run(given)))  # type: ignore[misc]
+                if _worth_timing(times[key], least.get(_axes(key), 0.0)):
+                    times[key].append(measure(runs[key]))
     return {key: min(taken) for key, taken in times.items()}
+
+
+def _worth_timing(taken: Sequence[float], least: float) -> bool:
+    if not taken or min(taken) < _SLOW_NS:
+        return True
+    return len(taken) < 2 and taken[0] <= _HOPELESS * least
+
+
+def _least(times: Mapping[Key, Sequence[float]]) -> dict[str, float]:
+    """The shortest time so far among the steps over the same axes, which are as much work."""
+    least: dict[str, float] = {}
+    for key, taken in times.items():
+        if taken:
+            least[_axes(key)] = min(*taken, least.get(_axes(key), taken[0]))
+    return least
+
+
+def _axes(key: Key) -> str:
+    return "".join(sorted({axis for axes, *_ in key[1] for axis in axes}))
 
 
 def _lines(graph: Graph, problem: Problem) -> tuple[Line, ...]:

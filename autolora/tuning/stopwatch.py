@@ -20,6 +20,8 @@ Samples = dict[str, list[float]]  # per candidate, one time in nanoseconds per r
 
 EVEN = 0.01  # two candidates closer than this are taken as equal
 _HOPELESS = 1.25  # beaten by this much after one round, a candidate is not tried again
+_ENOUGH = 3  # rounds of confirmation, where there is time for them
+_CLOSE = 1.05  # the second is not confirmed when it is slower than the first by this much
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +130,20 @@ def race(
         if number >= pace.rounds[0] and (clock() >= end or _settled(samples, running, leader)):
             break
     running.sort(key=lambda name: median(samples[name]))
-    finalists = list(dict.fromkeys([*running[:2], baseline, *kept, *observed]))
+    first = median(samples[running[0]])
+    close = [name for name in running[:2] if median(samples[name]) <= _CLOSE * first]
+    finalists = list(dict.fromkeys([*close, baseline, *kept, *observed]))
     confirmed: Samples = {name: [] for name in finalists}
     end = clock() + pace.seconds
     for number in range(1, pace.confirmation[1] + 1):
         _round(finalists, runs, measure, between, rng, confirmed)
-        first = fastest(confirmed, [name for name in finalists if name not in observed])
-        ratio, noise = paired(*_both(samples, confirmed, first, baseline))
-        decided = first == baseline or abs(ratio - 1) > 2 * noise
-        if number >= pace.confirmation[0] and (clock() >= end or decided):
+        winner = fastest(confirmed, [name for name in finalists if name not in observed])
+        ratio, noise = paired(*_both(samples, confirmed, winner, baseline))
+        decided = winner == baseline or abs(ratio - 1) > 2 * noise
+        if number >= pace.confirmation[0] and (clock() >= end or (decided and number >= _ENOUGH)):
             break
-    winner = first if ratio + noise < 1 else baseline
+    if not ratio + noise < 1:
+        winner = baseline
     return Result(
         winner, {name: samples[name] + confirmed.get(name, []) for name in runs}, confirmed
     )

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from tempfile import gettempdir
 
 import torch
-from filelock import FileLock
 
 from autolora.cache.record import Candidate, Record, Verdict
 from autolora.cache.store import TimingCache, search_path
@@ -25,6 +23,7 @@ from autolora.graphs.space import flops_graph, reference_graph, valid_graphs
 from autolora.problem import Problem
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
+from autolora.tuning.device import device_for, settle_allocator, turn_on
 from autolora.tuning.screen import screen, shortlist
 from autolora.tuning.stopwatch import Measure, Pace, Result, measure_for, race, spread
 from autolora.version import __version__
@@ -51,8 +50,8 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(4, 1.05, Pace((2, 6), (2, 3), 0.2)),
-    "normal": Effort(8, 1.10, Pace((2, 30), (2, 15), 0.6)),
+    "quick": Effort(4, 1.05, Pace((2, 6), (1, 5), 0.2)),
+    "normal": Effort(8, 1.10, Pace((2, 30), (1, 15), 0.5)),
     "thorough": Effort(24, 1.25, Pace((8, 120), (15, 60), 6.0)),
 }
 
@@ -166,8 +165,10 @@ def tune_problems(
             result.interrupted = True
             result.unfinished += [p for p, *_ in todo[number:]]
             break
-        except torch.OutOfMemoryError as error:
-            logger.warning("autolora: %s does not fit the device: %s", problem, error)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("autolora: %s does not fit the memory of %s", problem, place)
             result.failed.append((problem, "out of memory"))
         else:
             result.records.append(record)
@@ -191,8 +192,9 @@ def measure_problem(
     plan = EFFORTS[effort]
     rng = random.Random(seed)
     measure = measure or measure_for(device)
-    with _turn(device):
-        load = os.getloadavg()[0]
+    with turn_on(device):
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+        settle_allocator(device)
         data = Data.random(problem, device, seed=seed)
         on_stage("screen")
         predictions = screen(_promising(problem), data, measure, rng)
@@ -232,26 +234,9 @@ def measure_problem(
         floor_ns=_median(result, FLOOR),
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - start, 3),
-        conditions={"load_1min": round(load, 2), "processors": os.cpu_count()},
+        conditions={"load_1min": load, "processors": os.cpu_count()},
         autolora=__version__,
     )
-
-
-def device_for(problem: Problem, device: torch.device | str | None = None) -> torch.device:
-    """The device to measure a problem on.
-
-    Raises:
-        AutoloraError: it is not there, or of another type than the problem's.
-    """
-    place = torch.device(device or problem.device)
-    if place.type != problem.device:
-        raise AutoloraError(f"{problem} is for {problem.device}, not for {place}")
-    if place.type == "cuda":
-        count = torch.cuda.device_count()
-        if (place.index or 0) >= count:
-            raise AutoloraError(f"no device {place}; this machine has {count} CUDA devices")
-        return torch.device("cuda", place.index or 0)
-    return place
 
 
 _RANK = {name: rank for rank, name in enumerate(("estimate", *EFFORTS))}
@@ -267,19 +252,18 @@ def _promising(problem: Problem) -> list[Graph]:
 
 def _affordable(plan: Effort, nanoseconds: float) -> int:
     """How many graphs can race, so that the least number of rounds fits the time of the pace."""
-    return max(3, min(plan.most, int(plan.pace.seconds * 1e9 / (2 * nanoseconds + 1)) - 2))
+    return max(2, min(plan.most, int(plan.pace.seconds * 1e9 / (2 * nanoseconds + 1)) - 2))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """The CPU's allocator raises a plain RuntimeError."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)
 
 
 def _cost(problem: Problem) -> float:
     """Grows with the time that a problem takes to measure."""
     return 1e9 + reference_graph(problem).flops(problem)
-
-
-def _turn(device: torch.device) -> FileLock:
-    """Two tuners on one device would time each other; they take turns instead."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    name = f"autolora-{user}-{str(device).replace(':', '-')}.lock"
-    return FileLock(Path(gettempdir()) / name)
 
 
 def _candidates(
@@ -302,6 +286,5 @@ def _candidates(
 
 
 def _median(result: Result, name: str) -> int | None:
-    """Of the confirmation for those that took part, since only those times are free of luck."""
-    times = result.confirmed.get(name) or result.samples.get(name)
+    times = result.samples.get(name)
     return round(median(times)) if times else None
