@@ -458,10 +458,8 @@ WHISPER = {
     [
         (BERT, {512, 4}),  # the pooler reads one token of each sequence
         ({**BERT, "architectures": None}, {512}),
-        pytest.param(
-            T5, {2048}, marks=pytest.mark.xfail(reason="T5 asks its linear layers for a weight")
-        ),
-        (VIT, {4 * 5, 4}),  # 4 patches of 16 × 16 and a class token
+        (T5, {2048}),
+        (VIT, {4 * 5}),  # 4 patches of 16 × 16 and a class token
         (WHISPER, {400, 4 * 448}),
         ({"model_type": "gpt_neox", "architectures": ["NoSuchClass"]}, {2048}),
     ],

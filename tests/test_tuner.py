@@ -282,6 +282,30 @@ def test_tokens_must_be_counts(tokens):
         autolora.tune(model, tokens=tokens)
 
 
+def test_tuning_leaves_the_random_numbers_and_the_modes_of_torch_alone():
+    state = torch.get_rng_state()
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            (record,) = autolora.tune(replace(SMALL, tokens=8), effort="quick").records or [None]
+            assert record is None or record.problem.gradients
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_without_lora_layers_is_told_so():
+    with pytest.raises(AutoloraError, match="Linear has no LoRA layer that can be tuned"):
+        autolora.tune(torch.nn.Linear(3, 3), tokens=8)
+    dropped = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(3, 3)), rank=1, dropout=0.1)
+    with pytest.raises(AutoloraError, match=r"0: dropout 0\.1 while training"):
+        autolora.tune(dropped, tokens=8)
+
+
+def test_a_model_on_the_meta_device_is_told_what_to_do():
+    model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4).to("meta")
+    with pytest.raises(AutoloraError, match="the model is on meta; move it to the cpu or cuda"):
+        autolora.tune(model, tokens=8)
+    assert model(torch.ones(8, 24, device="meta")).shape == (8, 16)
+
+
 def test_problems_bring_their_own_tokens():
     with pytest.raises(AutoloraError, match="a problem has its own"):
         autolora.tune(SMALL, tokens=8)

@@ -18,7 +18,7 @@ from autolora.graphs.source import Executable
 def run(
     executable: Executable, X: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
 ) -> Tensor:
-    """``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ`` along one graph.
+    """``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ`` along one graph; autocast must be off, as it is in the tuner.
 
     Args:
         executable: the graph, compiled for these dtypes and gradient needs.
@@ -36,7 +36,7 @@ def run(
         X = X.contiguous()
     if executable.gradients:
         return _LoRA.apply(X, W, b, A, B, s, executable)  # type: ignore[no-any-return,no-untyped-call]
-    return _forward(X, W, b, A, B, s, executable)[0]
+    return executable.forward(X, W, b, A, B, s)[0]
 
 
 def reference(
@@ -61,9 +61,17 @@ class _LoRA(torch.autograd.Function):
     """Binds the two functions of an executable graph to autograd."""
 
     @staticmethod
-    def forward(ctx: Any, *call: Any) -> Tensor:
-        X, *_, s, executable = call
-        Y, saved = _forward(*call)
+    def forward(
+        ctx: Any,
+        X: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        s: float,
+        executable: Executable,
+    ) -> Tensor:
+        Y, saved = executable.forward(X, W, b, A, B, s)
         ctx.save_for_backward(*saved)
         ctx.call = (executable, s, X.shape)
         return Y
@@ -71,33 +79,23 @@ class _LoRA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
         executable, s, shape = ctx.call
-        G = G.reshape(-1, G.shape[-1])
+        rows = G if len(shape) == 2 else G.reshape(-1, G.shape[-1])
         if torch.is_grad_enabled():  # create_graph=True: the gradients will be differentiated
-            dX, dA, dB = _differentiable(executable, G, ctx.saved_tensors, s)
+            dX, dA, dB = _differentiable(executable, rows, ctx.saved_tensors, s)
         else:
-            if not G.is_contiguous():
-                G = G.contiguous()
-            dX, dA, dB = _without_autocast(executable.backward, G, ctx.saved_tensors, s)
-        return None if dX is None else dX.view(shape), None, None, dA, dB, None, None
-
-
-def _forward(
-    X: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, executable: Executable
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    Y, saved = _without_autocast(executable.forward, X, W, b, A, B, s)
-    return Y.view(*X.shape[:-1], Y.shape[1]), saved
-
-
-def _without_autocast(function: Any, tensor: Tensor, *arguments: Any) -> Any:
-    """Calls ``function``: a graph has its dtypes already, and autocast would change some."""
-    device = tensor.device.type
-    if not torch.is_autocast_enabled(device):
-        return function(tensor, *arguments)
-    torch.set_autocast_enabled(device, False)
-    try:
-        return function(tensor, *arguments)
-    finally:
-        torch.set_autocast_enabled(device, True)
+            if not rows.is_contiguous():
+                rows = rows.contiguous()
+            with_autocast = torch.is_autocast_enabled(executable.device)
+            if with_autocast:
+                torch.set_autocast_enabled(executable.device, False)
+            try:
+                dX, dA, dB = executable.backward(rows, ctx.saved_tensors, s)
+            finally:
+                if with_autocast:
+                    torch.set_autocast_enabled(executable.device, True)
+        if dX is not None and len(shape) != 2:
+            dX = dX.view(shape)
+        return dX, None, None, dA, dB, None, None
 
 
 def _differentiable(

@@ -19,6 +19,13 @@ from autolora.graphs.graph import BYTES, REFERENCE, Graph, run_dtype
 from autolora.graphs.onednn import onednn
 from autolora.problem import Problem
 
+# What the source of a graph may name, beside its own variables.
+_SCOPE: dict[str, Any] = {
+    "torch": torch,
+    "onednn": onednn,
+    **{f"nothing_{dtype}": torch.zeros((), dtype=getattr(torch, dtype)) for dtype in BYTES},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -42,13 +49,14 @@ class Executable:
     """A graph made to run for problems of given dtypes.
 
     ``forward(input, W, b, A, B, s)`` gives ``(Y, saved)``; ``backward(G, saved, s)`` gives
-    ``(dX, dA, dB)``, None for a gradient that is not needed. ``input`` is X with any leading axes;
-    Y, G and dX are matrices. ``saved`` holds the tensors of ``graph.saved`` in that order, with
-    ``input`` itself for X.
+    ``(dX, dA, dB)``, None for a gradient that is not needed. ``input`` is X with any leading axes,
+    and Y has the same; G and dX are matrices. ``saved`` holds the tensors of ``graph.saved`` in
+    that order, with ``input`` itself for X.
     """
 
     graph: Graph
     gradients: tuple[str, ...]
+    device: str
     adapter_dtype: torch.dtype
     compute_dtype: torch.dtype
     forward: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
@@ -88,13 +96,14 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
     forward, backward = _lines(graph, problem)
     saved = graph.saved if gradients else ()
     kept = "".join(f"{'input' if name == 'X' else name}, " for name in saved)
-    rows = "    X = input.flatten(0, -2)"
+    rows = "    X = input if input.dim() == 2 else input.flatten(0, -2)"
     results = ", ".join(f"d{n}" if n in gradients else "None" for n in ("X", "A", "B"))
     source = "\n".join(
         [
             "def forward(input, W, b, A, B, s):",
             rows,
             *(f"    {line.text}" for line in forward),
+            "    Y = Y if input.dim() == 2 else Y.view(*input.shape[:-1], Y.shape[1])",
             f"    return Y, ({kept})",
             "",
             "",
@@ -106,11 +115,12 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
             "",
         ]
     )
-    scope: dict[str, Any] = {"torch": torch, "onednn": onednn}
+    scope = dict(_SCOPE)
     exec(compile(source, f"<autolora graph {graph.name}>", "exec"), scope)
     return Executable(
         graph,
         gradients,
+        problem.device,
         getattr(torch, problem.adapter_dtype),
         getattr(torch, problem.compute_dtype),
         scope["forward"],
@@ -180,7 +190,7 @@ class _Emitter:
             text += _result(turned, dtype, home)
         elif not onto:
             product = (
-                f"torch.addmm({left}.new_empty(()), {a}, {b}, beta=0{scale})"
+                f"torch.addmm({self._nothing(left)}, {a}, {b}, beta=0{scale})"
                 if scale
                 else f"torch.mm({a}, {b})"
             )
@@ -197,6 +207,11 @@ class _Emitter:
         else:
             text = f"torch.add({onto}, torch.mm({a}, {b}){scale})"
         self._line(f"{step.out} = {text}", (left, right, *([onto] if onto else [])), step.out)
+
+    def _nothing(self, like: str) -> str:
+        """What a product with a factor is added to, times zero: torch gives mm no factor."""
+        dtype = self.problem.compute_dtype
+        return f"nothing_{dtype}" if self.problem.device == "cpu" else f"{like}.new_empty(())"
 
     def _join(self, step: Join) -> None:
         first, second = (self._in(name, self._home(name)) for name in step.reads)
@@ -223,7 +238,7 @@ def statement(line: Line) -> Callable[[Mapping[str, Any]], Any]:
     """One line as a function of the variables it reads, for timing it alone."""
     names = ", ".join(dict.fromkeys((*line.reads, "s")))
     body = line.text.partition(" = ")[2]
-    scope: dict[str, Any] = {"torch": torch, "onednn": onednn}
+    scope = dict(_SCOPE)
     exec(f"def run({names}):\n    return {body}", scope)
     run = scope["run"]
     return lambda values: run(*(values[name] for name in names.split(", ")))

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from autolora.errors import AutoloraError
 from autolora.nn.parts import plain_parts
 from autolora.nn.plan import Site, run_layer
+from autolora.problem import DEVICES
+
+_HEADS = ("score", "classifier")  # where a classification model of transformers keeps its own
 
 
 class LoRALinear(nn.Module):
@@ -123,12 +126,22 @@ class LoRALinear(nn.Module):
         Y = self.base_layer(x)
         A, B = self.lora_A, self.lora_B
         compute = self._autolora.compute_dtype
-        if compute is None:
+        if compute is None or x.device.type not in DEVICES:
             h = F.dropout(x.to(A.weight.dtype), self.dropout, self.training)
             return (Y + B(A(h)) * self.scaling).to(Y.dtype)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, compute, enabled=compute != A.weight.dtype):
             h = F.dropout(x.to(compute), self.dropout, self.training)
             return (Y + B(A(h)) * self.scaling).to(Y.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's; some models ask their layers for its dtype or device."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's."""
+        return self.base_layer.bias
 
     def extra_repr(self) -> str:
         """Rank and scaling, for ``print(model)``."""
@@ -152,9 +165,10 @@ def add_lora(
         model: any module.
         rank: of every adapter.
         alpha: s = alpha / rank; ``rank`` unless given, so that s = 1.
-        target_modules: ``"all-linear"``, every :class:`torch.nn.Linear` but the output embedding; a
-            collection of names, each the last part or the end of a layer's path as in PEFT; or a
-            regular expression that matches the whole path.
+        target_modules: ``"all-linear"``, every :class:`torch.nn.Linear` but the model's head (its
+            output embedding, or a ``score`` or ``classifier`` of its own); a collection of names,
+            each the last part or the end of a layer's path as in PEFT; or a regular expression that
+            matches the whole path.
         dropout: see :class:`LoRALinear`, likewise the rest.
         use_rslora: as there.
         adapter_dtype: as there.
@@ -224,7 +238,8 @@ def _matches(
 ) -> bool:
     if target_modules == "all-linear":
         get = getattr(model, "get_output_embeddings", None)
-        return layer is not (get() if callable(get) else None)
+        head = get() if callable(get) else None
+        return layer is not head if head is not None else name not in _HEADS
     if isinstance(target_modules, str):
         try:
             return re.fullmatch(target_modules, name) is not None

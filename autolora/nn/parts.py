@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Linear, Parameter
-from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
+
+Parts = tuple[Tensor, Tensor | None, Tensor, Tensor]  # W, b and the weights of lora_A and lora_B
 
 _PLAIN = (Parameter, Tensor)
-
-
-class Parts(NamedTuple):
-    """The tensors of a LoRA layer: W, b and the weights of lora_A and lora_B."""
-
-    W: Tensor
-    b: Tensor | None
-    A: Tensor
-    B: Tensor
 
 
 def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
@@ -38,17 +36,22 @@ def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
             return "hooks on its parts"
         if "forward" in part.__dict__:
             return "a replaced forward on its parts"
-    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+    if (
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    ):
         return "global module hooks"
-    W, b = base._parameters.get("weight"), base._parameters.get("bias")
-    A, B = lora_A._parameters.get("weight"), lora_B._parameters.get("weight")
+    own, narrow, wide = base._parameters, lora_A._parameters, lora_B._parameters
+    W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
     if not (type(W) in _PLAIN and type(A) in _PLAIN and type(B) in _PLAIN):
         return "tensor subclasses or missing weights"
-    if lora_A._parameters.get("bias") is not None or lora_B._parameters.get("bias") is not None:
-        return "a bias in the adapter"
     if b is not None and type(b) not in _PLAIN:
         return "tensor subclasses or missing weights"
-    return Parts(W, b, A, B)
+    if narrow.get("bias") is not None or wide.get("bias") is not None:
+        return "a bias in the adapter"
+    return W, b, A, B
 
 
 def dropout_of(layer: Any) -> str:

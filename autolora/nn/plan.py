@@ -24,7 +24,7 @@ from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import Executable, executable
 from autolora.graphs.space import analytic_graph, find_graph
 from autolora.nn.parts import Parts
-from autolora.problem import DEVICES, DTYPES, GRADIENTS, Problem
+from autolora.problem import DTYPES, GRADIENTS, Problem
 
 logger = logging.getLogger("autolora")
 
@@ -46,7 +46,6 @@ class Choice:
             ``"left"``.
         detail: the same in words.
         executable: the graph made to run, None for the reference graph.
-        convert: the dtype that autocast would convert X, W and b to, None where it would not.
         calls: how often it was used.
     """
 
@@ -55,7 +54,6 @@ class Choice:
     reason: str
     detail: str = ""
     executable: Executable | None = None
-    convert: torch.dtype | None = None
     calls: int = 0
 
 
@@ -79,30 +77,31 @@ class Site:
 def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
     """Runs the layer along its graph, or gives None where it must take its own plain path."""
     W, b, A, B = parts
+    kind = "cpu" if x.is_cpu else "cuda"
     if (
         type(x) not in _PLAIN
+        or not (x.is_cpu or x.is_cuda)
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or forward_ad._current_level >= 0
     ):
         return None
-    device = x.device
-    kind = device.type
+    autocast = torch.is_autocast_enabled(kind)
     key = (
         x.numel(),
         x.dim() > 1,
         x.dtype,
         x.requires_grad,
         torch.is_grad_enabled(),
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        torch.get_autocast_dtype(kind) if autocast else None,
         W.dtype,
         W.requires_grad,
         A.shape[0],
         A.dtype,
         A.requires_grad,
         B.requires_grad,
-        device,
+        x.device,
     )
     choice = site.choices.get(key)
     if choice is None:
@@ -113,11 +112,16 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
     choice.calls += 1
     if choice.executable is None:
         return None
-    if choice.convert is not None:
-        x = x.to(choice.convert)
-        W = W.to(choice.convert)
-        b = None if b is None else b.to(choice.convert)
-    return run(choice.executable, x, W, b, A, B, s)
+    if not autocast:
+        return run(choice.executable, x, W, b, A, B, s)
+    # The graph has its dtypes already, and autocast would change some of them.
+    dtype = torch.get_autocast_dtype(kind)
+    x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+    torch.set_autocast_enabled(kind, False)
+    try:
+        return run(choice.executable, x, W, b, A, B, s)
+    finally:
+        torch.set_autocast_enabled(kind, True)
 
 
 def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
@@ -159,8 +163,6 @@ def problem_of(site: Site, x: Tensor, parts: Parts) -> Problem | str:
     grad = torch.is_grad_enabled()
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     dtypes = {t.dtype for t in (x, W, A, B)} | ({b.dtype} if b is not None else set())
-    if device not in DEVICES:
-        return f"device {device}"
     if x.dim() < 2 or x.shape[-1] != W.shape[1] or not x.numel():
         return "no tokens" if x.dim() > 1 else "input of one axis"
     if not {*dtypes, autocast or x.dtype} <= _TORCH_DTYPES.keys():
@@ -192,10 +194,7 @@ def _choose(site: Site, x: Tensor, parts: Parts) -> Choice:
     problem = problem_of(site, x, parts)
     if isinstance(problem, str):
         return Choice(None, Graph(REFERENCE), "left", problem)
-    choice = decide(problem, x.device, site.chooser)
-    if choice.executable is not None and torch.is_autocast_enabled(x.device.type):
-        choice.convert = torch.get_autocast_dtype(x.device.type)
-    return choice
+    return decide(problem, x.device, site.chooser)
 
 
 def _made(problem: Problem, graph: Graph, reason: str, detail: str = "") -> Choice:

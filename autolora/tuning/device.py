@@ -1,8 +1,10 @@
-"""The device that a problem is measured on, and taking turns on it."""
+"""The device that a problem is measured on: finding it, settling it, taking turns on it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -45,3 +47,14 @@ def turn_on(device: torch.device) -> FileLock:
     user = os.getuid() if hasattr(os, "getuid") else 0
     name = f"autolora-{user}-{str(device).replace(':', '-')}.lock"
     return FileLock(Path(gettempdir()) / name)
+
+
+@contextmanager
+def plain_torch(device: torch.device) -> Iterator[None]:
+    """Whatever mode the caller is in, a graph is timed as a layer in training runs it."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from autolora.errors import AutoloraError
+from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.plan import refresh
-from autolora.problem import Problem
+from autolora.problem import DEVICES, Problem
 from autolora.tuning.capture import model_problems
 from autolora.tuning.tuner import TuneResult, tune_problems
 
@@ -52,16 +53,23 @@ def tune(
         return result
     model = model_or_problems
     counts = _counts(tokens)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    autocast = (
-        torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    )
-    capture = model_problems(model, counts, autocast)
-    place = None if device.type == "meta" else device
-    with torch.autocast(device.type, enabled=False):
-        result = tune_problems(
-            capture.problems, effort=effort, budget=budget, cache=cache, device=place
+    layers = adapted_layers(model)
+    if not layers:
+        raise AutoloraError(
+            f"this {type(model).__name__} has no LoRA layer that can be tuned"
+            + "".join(f"; {name}: {reason}" for name, reason in left_layers(model)[:3])
         )
+    device = layers[0].W.device
+    if device.type not in DEVICES:
+        raise AutoloraError(
+            f"the model is on {device}; move it to the {' or '.join(DEVICES)} device that will "
+            "train it, or tune ahead with the command autolora tune"
+        )
+    on = torch.is_autocast_enabled(device.type)
+    capture = model_problems(model, counts, torch.get_autocast_dtype(device.type) if on else None)
+    result = tune_problems(
+        capture.problems, effort=effort, budget=budget, cache=cache, device=device
+    )
     refresh(model)
     return result
 

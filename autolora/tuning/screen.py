@@ -22,7 +22,7 @@ from autolora.tuning.data import SCALING, Data
 from autolora.tuning.stopwatch import Measure
 
 _PASSES = 5
-_SLOW_NS = 5e6  # a step slower than this is timed twice at most, since its first call may warm it
+_SLOW_NS = 3e6  # a step slower than this is timed twice at most, since its first call may warm it
 _HOPELESS = 1.1  # and once only if it then takes this much longer than another over the same axes
 _SAME_STRUCTURE = 2  # graphs kept that differ in orientations alone
 
@@ -176,6 +176,7 @@ class _Values:
         self.data = data
         self.sizes = sizes_of(data.problem)
         self.made: dict[tuple[str, bool], Tensor] = {}
+        self.generator = torch.Generator(data.X.device)  # the caller's own stays untouched
 
     def of(self, line: Line) -> dict[str, object]:
         values: dict[str, object] = {name: self._value(name, line) for name in line.reads}
@@ -193,5 +194,7 @@ class _Values:
             return given.detach()
         shape = [self.sizes[axis] for axis in AXES[_tensor(variable)]]
         dtype = getattr(torch, _dtype(variable, self.data.problem))
-        made = torch.randn(shape[::-1] if view else shape, device=self.data.X.device).to(dtype)
+        shape = shape[::-1] if view else shape
+        device = self.data.X.device
+        made = torch.randn(shape, generator=self.generator, device=device).to(dtype)
         return made.t() if view else made

@@ -23,7 +23,7 @@ from autolora.graphs.space import flops_graph, reference_graph, valid_graphs
 from autolora.problem import Problem
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
-from autolora.tuning.device import device_for, settle_allocator, turn_on
+from autolora.tuning.device import device_for, plain_torch, settle_allocator, turn_on
 from autolora.tuning.screen import screen, shortlist
 from autolora.tuning.stopwatch import Measure, Pace, Result, measure_for, race, spread
 from autolora.version import __version__
@@ -192,7 +192,7 @@ def measure_problem(
     plan = EFFORTS[effort]
     rng = random.Random(seed)
     measure = measure or measure_for(device)
-    with turn_on(device):
+    with turn_on(device), plain_torch(device):
         load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         settle_allocator(device)
         data = Data.random(problem, device, seed=seed)
