@@ -83,10 +83,10 @@ class Graph:
     @property
     def backward_steps(self) -> tuple[Step, ...]:
         """The steps of the backward pass, in order."""
-        routes = (
-            *(backward.DX[self.dx] if self.dx else ()),
-            *(backward.DA[self.da] if self.da else ()),
+        routes = (  # dB after Z, and dA after that: each reads what the one before left in cache
             *(backward.DB[self.db] if self.db else ()),
+            *(backward.DA[self.da] if self.da else ()),
+            *(backward.DX[self.dx] if self.dx else ()),
         )
         return _resolved(routes, _BACKWARD_INPUTS | ({"h"} if self.saves_h else set()))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,7 +15,15 @@ from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import executable
 from autolora.problem import Problem
 
+_DRAWN = 1 << 20  # numbers; a larger tensor repeats them, since drawing costs as much as a product
 SCALING = 2.0  # times do not depend on it; accuracy may, where rounding s·B does
+
+
+def normal_numbers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A float32 tensor of standard normal numbers on the generator's device."""
+    count, device = prod(shape), generator.device
+    drawn = torch.randn(min(count, _DRAWN), generator=generator, device=device)
+    return drawn.repeat(-(-count // _DRAWN))[:count].view(*shape)
 
 
 @dataclass(slots=True)
@@ -43,8 +52,7 @@ class Data:
         m, i, o, r = problem.tokens, problem.in_features, problem.out_features, problem.rank
 
         def normal(*shape: int, scale: float, dtype: torch.dtype) -> Tensor:
-            drawn = torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
-            return drawn.mul_(scale).to(dtype)
+            return normal_numbers(shape, generator).mul_(scale).to(dtype)
 
         data = cls(
             problem,

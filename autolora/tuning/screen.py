@@ -18,7 +18,7 @@ from autolora.graphs.graph import REFERENCE, Graph, sizes_of
 from autolora.graphs.source import Line, lines, statement
 from autolora.graphs.space import onednn_products
 from autolora.problem import Problem
-from autolora.tuning.data import SCALING, Data
+from autolora.tuning.data import SCALING, Data, normal_numbers
 from autolora.tuning.stopwatch import Measure
 
 _PASSES = 5
@@ -195,6 +195,5 @@ class _Values:
         shape = [self.sizes[axis] for axis in AXES[_tensor(variable)]]
         dtype = getattr(torch, _dtype(variable, self.data.problem))
         shape = shape[::-1] if view else shape
-        device = self.data.X.device
-        made = torch.randn(shape, generator=self.generator, device=device).to(dtype)
+        made = normal_numbers(shape, self.generator).to(dtype)
         return made.t() if view else made

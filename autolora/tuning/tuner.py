@@ -51,7 +51,7 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(4, 1.05, Pace((2, 6), (1, 5), 0.2)),
-    "normal": Effort(8, 1.10, Pace((2, 30), (1, 15), 0.5)),
+    "normal": Effort(8, 1.10, Pace((2, 30), (1, 15), 0.4)),
     "thorough": Effort(24, 1.25, Pace((8, 120), (15, 60), 6.0)),
 }
 

@@ -1,0 +1,137 @@
+"""Times what is left when the tensor operations are nothing: dispatch, a tiny layer, the import.
+
+    OMP_WAIT_POLICY=passive python tools/bench_dispatch.py [--json FILE]
+
+Dispatch is the whole call of an accelerated layer whose graph has been replaced by one that gives a
+ready tensor, less the same call of an empty module. The tiny layer is 64→64 with one token, forward
+and backward, against PEFT's own, interleaved. The import is ``import torch, autolora`` against
+``import torch``, in new processes in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from bench_layer import peft_model
+from torch import nn
+
+import autolora
+from autolora.nn.adapted import adapted_layers
+from autolora.tuning.stopwatch import paired
+
+
+class Empty(nn.Module):
+    """A module that does nothing."""
+
+    def forward(self, x):
+        """X → X."""
+        return x
+
+
+def per_call(call, calls=2000):
+    """Nanoseconds of one call, the least of several batches, since nothing can make it faster."""
+    best = float("inf")
+    for _ in range(15):
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter_ns() - start) / calls)
+    return best
+
+
+def dispatch():
+    """Microseconds of look-up and dispatch on a hit, for a PEFT layer and for LoRALinear."""
+    x = torch.randn(1, 64)
+    Y = torch.randn(1, 64)
+    peft_layer = peft_model((1, 64, 64), 8, torch.float32, torch.float32)
+    autolora.accelerate(peft_layer)
+    layers = {
+        "PEFT layer": peft_layer.base_model.model.linear,
+        "LoRALinear": autolora.LoRALinear(64, 64, 8, alpha=8),
+    }
+    figures = {}
+    with torch.no_grad():
+        empty = Empty()
+        nothing = per_call(lambda: empty(x))
+        for name, layer in layers.items():
+            (adapted,) = adapted_layers(layer)
+            autolora.tune(adapted.problem(1, gradients=()))
+            layer(x)
+            (choice,) = layer._autolora.choices.values()
+            assert choice.reason == "exact", choice
+            if choice.executable is None:
+                raise SystemExit("the reference graph won: nothing is dispatched; run again")
+            choice.executable = replace(choice.executable, forward=lambda *_: (Y, ()))
+            figures[name] = (per_call(lambda layer=layer: layer(x)) - nothing) / 1e3
+    return figures
+
+
+def tiny():
+    """Speed-up over PEFT's layer where only overhead counts."""
+    plain = peft_model((1, 64, 64), 8, torch.float32, torch.float32)
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    autolora.tune(adapted_layers(fast)[0].problem(1))
+    x, G = torch.randn(1, 64, requires_grad=True), torch.randn(1, 64)
+    samples = {"peft": [], "autolora": []}
+    for _ in range(400):
+        for name, model in (("peft", plain), ("autolora", fast)):
+            layer = model.base_model.model.linear
+            start = time.perf_counter_ns()
+            for _ in range(10):
+                layer(x).backward(G)
+            samples[name].append((time.perf_counter_ns() - start) / 1e4)
+    return {
+        "speedup": paired(samples["peft"], samples["autolora"])[0],
+        "us": {name: median(taken) for name, taken in samples.items()},
+    }
+
+
+def imports(pairs=15):
+    """Milliseconds that ``import autolora`` adds to ``import torch``."""
+    added = []
+    for _ in range(pairs):
+        took = {}
+        for code in ("import torch", "import torch, autolora"):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            took[code] = time.perf_counter() - start
+        added.append((took["import torch, autolora"] - took["import torch"]) * 1e3)
+    return median(added)
+
+
+def main() -> None:
+    """Prints the three figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["AUTOLORA_CACHE"] = str(Path(folder) / "timings.v1.json")
+        figures = {"dispatch_us": dispatch(), "tiny": tiny(), "import_ms": imports()}
+    for name, us in figures["dispatch_us"].items():
+        print(f"look-up and dispatch on a hit, {name}: {us:.2f} µs a call")
+    us = figures["tiny"]["us"]
+    print(
+        f"1 token, 64→64, forward + backward: PEFT {us['peft']:.1f} µs, autolora "
+        f"{us['autolora']:.1f} µs, {figures['tiny']['speedup']:.2f}x"
+    )
+    print(f"import autolora adds {figures['import_ms']:.0f} ms to import torch")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
