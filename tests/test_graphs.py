@@ -169,6 +169,23 @@ def test_inputs_and_gradients_that_are_not_contiguous():
             torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("leading", [(8,), (2, 4)])
+def test_the_result_may_be_changed_in_place(leading):
+    problem = small(bias=True)
+    X, W, b, A, B, G = tensors(problem, leading=leading)
+    for graph in composed(problem)[::37]:
+        changed = torch.nn.functional.relu(
+            run(executable(graph, problem), X, W, b, A, B, S), inplace=True
+        )
+        expected = torch.relu(reference(X, W, b, A, B, S, torch.float64))
+        for mine, theirs in zip(
+            torch.autograd.grad(changed, (X, A, B), G),
+            torch.autograd.grad(expected, (X, A, B), G),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+
+
 def test_gradcheck_and_gradgradcheck():
     problem = small(tokens=3, bias=True)
     X, W, b, A, B, _ = tensors(problem, leading=(3, 1))

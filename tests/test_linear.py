@@ -104,6 +104,13 @@ def test_hooks_on_the_parts_are_called():
     assert called == [1]
 
 
+def test_compiled_layers_take_the_plain_path():
+    layer = trained(LoRALinear(6, 5, 3, alpha=6))
+    x = torch.randn(4, 6)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), defining_equation(layer, x))
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

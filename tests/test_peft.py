@@ -394,6 +394,17 @@ def test_functional_transforms_and_tracing_go_to_peft():
         torch.testing.assert_close(value, layer(x))
 
 
+def test_a_compiled_model_is_that_of_peft():
+    plain = llama()
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    layers = [m.base_model.model.model.layers[0].mlp.up_proj for m in (plain, fast)]
+    compiled = [torch.compile(layer, backend="eager", fullgraph=True) for layer in layers]
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(compiled[1](x), compiled[0](x))
+    assert fast_calls(fast) == (0, 0)
+
+
 def test_an_error_for_a_model_without_lora_layers():
     with pytest.raises(autolora.AutoloraError, match="holds no PEFT LoRA layer"):
         autolora.accelerate(nn.Linear(3, 3))

@@ -107,7 +107,9 @@ def _add_tune(commands: Any) -> None:
     )
     _add_cache_option(measuring, "file to write (default: 'autolora cache path')")
     measuring.add_argument(
-        "--force", action="store_true", help="measure also what is in the cache already"
+        "--force",
+        action="store_true",
+        help="measure also what is in the cache; the better record stays",
     )
     _add_json(tune)
 

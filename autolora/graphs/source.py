@@ -23,6 +23,9 @@ from autolora.problem import Problem
 _SCOPE: dict[str, Any] = {
     "torch": torch,
     "onednn": onednn,
+    # As torch.matmul does it: no view for autograd, which lets nobody change a view of a custom
+    # function in place, as nn.ReLU(inplace=True) would.
+    "reshaped": torch.ops.aten._unsafe_view.default,
     **{f"nothing_{dtype}": torch.zeros((), dtype=getattr(torch, dtype)) for dtype in BYTES},
 }
 
@@ -103,7 +106,7 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
             "def forward(input, W, b, A, B, s):",
             rows,
             *(f"    {line.text}" for line in forward),
-            "    Y = Y if input.dim() == 2 else Y.view(*input.shape[:-1], Y.shape[1])",
+            "    Y = Y if input.dim() == 2 else reshaped(Y, (*input.shape[:-1], Y.shape[1]))",
             f"    return Y, ({kept})",
             "",
             "",

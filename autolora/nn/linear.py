@@ -114,6 +114,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``."""
+        if torch.compiler.is_compiling():
+            return self._plain_forward(x)
         modules = self._modules
         parts = plain_parts(modules["base_layer"], modules["lora_A"], modules["lora_B"])
         if isinstance(parts, str) or (self.training and self.dropout):

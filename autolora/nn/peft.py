@@ -32,7 +32,7 @@ class Linear(lora.Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``; PEFT's own if it is not plain."""
-        if not args and not kwargs:
+        if not args and not kwargs and not torch.compiler.is_compiling():
             found = peft_parts(self)
             if not isinstance(found, str):
                 Y = run_layer(self._autolora, x, *found)

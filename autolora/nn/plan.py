@@ -81,7 +81,6 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
     if (
         type(x) not in _PLAIN
         or not (x.is_cpu or x.is_cuda)
-        or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or forward_ad._current_level >= 0

@@ -165,7 +165,7 @@ def tune_problems(
             result.interrupted = True
             result.unfinished += [p for p, *_ in todo[number:]]
             break
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             logger.warning("autolora: %s does not fit the memory of %s", problem, place)
