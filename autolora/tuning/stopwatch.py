@@ -31,7 +31,8 @@ class Pace:
     Args:
         rounds: at least and at most so many before the confirmation.
         confirmation: likewise, of fresh data for the last few.
-        seconds: for each of the two; past it no more than the least number of rounds is run.
+        seconds: for each of the two, past which only the least number of rounds is run; twice as
+            long for a confirmation that has not decided anything yet.
     """
 
     rounds: tuple[int, int]
@@ -140,7 +141,8 @@ def race(
         winner = fastest(confirmed, [name for name in finalists if name not in observed])
         ratio, noise = paired(*_both(samples, confirmed, winner, baseline))
         decided = winner == baseline or abs(ratio - 1) > 2 * noise
-        if number >= pace.confirmation[0] and (clock() >= end or (decided and number >= _ENOUGH)):
+        limit = end if decided else end + pace.seconds
+        if number >= pace.confirmation[0] and (clock() >= limit or (decided and number >= _ENOUGH)):
             break
     if not ratio + noise < 1:
         winner = baseline
