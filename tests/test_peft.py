@@ -209,18 +209,32 @@ def replace_a_forward(model):
             module.base_layer.forward = module.base_layer.forward
 
 
+class Tagged(torch.Tensor):
+    """A tensor subclass that only remembers what it is."""
+
+
+def subclass_a_weight(model):
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.Linear):
+            weight = module.base_layer.weight.detach().as_subclass(Tagged)
+            module.base_layer.weight = nn.Parameter(weight, requires_grad=False)
+
+
 def two_adapters(model):
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules="all-linear"))
     model.base_model.set_adapter(["default", "second"])
 
 
 @pytest.mark.parametrize(
-    "change", [switch_off, merge, hook_a_part, replace_a_forward, two_adapters]
+    "change",
+    [switch_off, merge, hook_a_part, replace_a_forward, subclass_a_weight, two_adapters],
 )
 def test_peft_runs_whenever_the_fast_path_does_not_hold(change):
     plain = llama()
-    change(plain)
     fast = copy.deepcopy(plain)
+    for model in (plain, fast):
+        torch.manual_seed(1)
+        change(model)
     report = autolora.accelerate(fast)
     assert len(report.taken) == len(report.notes) == 14
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.plan import Choice, decide
-from autolora.problem import DEVICES
+from autolora.problem import DEVICES, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class LayerExplanation:
     """
 
     name: str
-    problem: str
+    problem: Problem
     graph: str
     reason: str
     detail: str
@@ -51,7 +51,17 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
         return {
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [
+                {
+                    "name": layer.name,
+                    "problem": layer.problem.to_json(),
+                    "graph": layer.graph,
+                    "reason": layer.reason,
+                    "detail": layer.detail,
+                    "calls": layer.calls,
+                }
+                for layer in self.layers
+            ],
             "left": [{"name": name, "reason": reason} for name, reason in self.left],
         }
 
@@ -82,7 +92,7 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
                 layers.append(
                     LayerExplanation(
                         layer.name,
-                        str(choice.problem),
+                        choice.problem,
                         choice.graph.name,
                         choice.reason,
                         choice.detail,
