@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs the packages {', '.join(MISSING)}"),
 ]
 BF16 = torch.bfloat16
-BATCH, LENGTH = 1, 64
+BATCH, LENGTH, LAYERS = 1, 64, 30 * 7
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +36,25 @@ def bench():
 
 @pytest.fixture(scope="module")
 def pretrained(bench):
-    """Eight of the thirty blocks, so that it is quick; the weights are the pretrained ones."""
-    model, batches = bench.smollm2(BATCH, LENGTH)
-    model.model.layers = model.model.layers[:8]
-    model.config.num_hidden_layers = 8
-    return model, batches
+    return bench.smollm2(BATCH, LENGTH)
 
 
 @pytest.mark.parametrize(
     ("base", "adapter", "compute", "tolerance"),
     [
-        (torch.float32, torch.float32, None, 2e-3),
-        (BF16, torch.float32, None, 0.1),
-        (BF16, torch.float32, BF16, 0.1),
+        (torch.float32, torch.float32, None, 1e-4),
+        (BF16, torch.float32, None, 0.12),
+        (BF16, torch.float32, BF16, 0.12),
     ],
     ids=["float32", "bfloat16 with float32 adapters", "the same with compute_dtype"],
 )
 def test_ten_steps_have_the_losses_of_peft(bench, pretrained, base, adapter, compute, tolerance):
+    """The losses are about 4; in bfloat16, runs along other graphs differ by 0.02 to 0.05."""
     model, batches = pretrained
     plain = bench.adapted(copy.deepcopy(model).to(base), 8, adapter)
     fast = copy.deepcopy(plain)
     report = autolora.accelerate(fast, compute_dtype=compute)
-    assert len(report.taken) == 8 * 7
+    assert len(report.taken) == LAYERS
     tuned = autolora.tune(fast, tokens=BATCH * LENGTH, effort="quick")
     assert 5 <= len(tuned.records) <= 8
     optimizers = [
@@ -76,4 +73,4 @@ def test_ten_steps_have_the_losses_of_peft(bench, pretrained, base, adapter, com
     layers = [module for module in fast.modules() if isinstance(module, Linear)]
     choices = [choice for layer in layers for choice in layer._autolora.choices.values()]
     assert {choice.reason for choice in choices} == {"exact"}
-    assert sum(choice.calls for choice in choices) == 10 * 8 * 7
+    assert sum(choice.calls for choice in choices) == 10 * LAYERS
