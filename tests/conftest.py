@@ -1,3 +1,4 @@
+import logging
 import os
 
 # Before any library of the hub is imported: tests never reach for the network.
@@ -19,3 +20,14 @@ def _own_cache(tmp_path, monkeypatch):
     torch.manual_seed(0)
     yield
     plan.refresh()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "timings.v1.json"
+
+
+@pytest.fixture
+def warnings(caplog):
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records]

@@ -1,4 +1,3 @@
-import logging
 import os
 import stat
 import subprocess
@@ -14,17 +13,6 @@ from autolora.cache.store import TimingCache
 from autolora.errors import AutoloraError
 
 ROOT = Path(files.__file__).parents[2]
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "timings.v1.json"
-
-
-@pytest.fixture
-def warnings(caplog):
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 def names(folder):

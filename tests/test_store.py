@@ -1,6 +1,5 @@
 import itertools
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,6 @@ from autolora.errors import AutoloraError
 
 ROOT = Path(files.__file__).parents[2]
 EXAMPLE = (ROOT / "cache_schema" / "v1.example.json").read_bytes()
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "timings.v1.json"
-
-
-@pytest.fixture
-def warnings(caplog):
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 def table_of(drawn):

@@ -24,9 +24,9 @@ from autolora.cli.tune import in_order, print_records, tuned_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.graph import Graph
-from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.space import reference_graph
 from autolora.nn.linear import add_lora
-from autolora.nn.plan import pin
+from autolora.nn.plan import ask, pin
 from autolora.problem import Problem
 from autolora.tuning.capture import run_problems
 from autolora.tuning.stopwatch import measure_for, paired
@@ -141,11 +141,7 @@ def _runs(
     lookup, environment = Lookup([path]), Environment.of(device)
 
     def tuned(problem: Problem) -> Graph:
-        def valid(name: str) -> bool:
-            return find_graph(name, problem) is not None
-
-        answer = lookup.find(problem, environment, valid)
-        return find_graph(answer.graph or "", problem) or reference_graph(problem)
+        return ask(lookup, problem, environment)[0] or reference_graph(problem)
 
     other = copy.deepcopy(adapted)
     pin(adapted, reference_graph)

@@ -19,7 +19,8 @@ from autolora.cli.figures import count
 from autolora.cli.tables import call_title, group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
-from autolora.graphs.space import analytic_graph, find_graph
+from autolora.graphs.space import analytic_graph
+from autolora.nn.plan import ask
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
 
@@ -63,14 +64,10 @@ def decide(
     environment = Environment.of(device)
     decisions = {}
     for problem in problems:
-
-        def valid(name: str, problem: Problem = problem) -> bool:
-            return find_graph(name, problem) is not None
-
-        answer = lookup.find(problem, environment, valid)
-        graph = answer.graph or analytic_graph(problem).name
-        detail = answer.detail if answer.graph else "chosen by FLOPs and bytes"
-        decisions[problem] = Decision(graph, answer.reason, detail)
+        graph, answer = ask(lookup, problem, environment)
+        detail = answer.detail if graph else "chosen by FLOPs and bytes"
+        name = (graph or analytic_graph(problem)).name
+        decisions[problem] = Decision(name, answer.reason, detail)
     return decisions
 
 

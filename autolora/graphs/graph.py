@@ -139,9 +139,14 @@ def sizes_of(problem: Problem) -> dict[str, int]:
     )
 
 
+def home_dtype(tensor: str, problem: Problem) -> str:
+    """The dtype that the graphs of a problem keep a tensor in."""
+    return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
+
+
 def width(tensor: str, problem: Problem) -> int:
     """Bytes of one element of a tensor in the graphs of a problem."""
-    return BYTES[problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype]
+    return BYTES[home_dtype(tensor, problem)]
 
 
 def run_dtype(step: Contraction, problem: Problem) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from autolora.graphs.contraction import ADAPTER_TENSORS, Contraction, Join, Step
-from autolora.graphs.graph import BYTES, REFERENCE, Graph, run_dtype
+from autolora.graphs.contraction import Contraction, Join, Step
+from autolora.graphs.graph import BYTES, REFERENCE, Graph, home_dtype, run_dtype
 from autolora.graphs.onednn import onednn
 from autolora.problem import Problem
 
@@ -65,9 +65,6 @@ class Executable:
     forward: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
     backward: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
     source: str
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("an executable graph is rebuilt from its name, not pickled")
 
 
 def executable(graph: Graph, problem: Problem) -> Executable:
@@ -153,18 +150,13 @@ class _Emitter:
                     self._convert(name, self.problem.adapter_dtype)
         return tuple(self.lines)
 
-    def _home(self, tensor: str) -> str:
-        """The dtype that a graph keeps a tensor in."""
-        problem = self.problem
-        return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
-
     def _convert(self, name: str, dtype: str) -> None:
-        if self._home(name) != dtype:
+        if home_dtype(name, self.problem) != dtype:
             self._line(f"{name} = {name}.to(torch.{dtype})", (name,), name)
 
     def _in(self, name: str, dtype: str) -> str:
         """The variable that holds a tensor in ``dtype``, converted where it is not there yet."""
-        held = self.held.get(name, self._home(name))
+        held = self.held.get(name, home_dtype(name, self.problem))
         if held == dtype:
             return name
         copy = f"{name}_{dtype}"
@@ -174,7 +166,7 @@ class _Emitter:
         return copy
 
     def _product(self, step: Contraction) -> None:
-        dtype, home = run_dtype(step, self.problem), self._home(step.out)
+        dtype, home = run_dtype(step, self.problem), home_dtype(step.out, self.problem)
         (first, first_turned), (second, second_turned) = step.operands
         turned = step.out in self.graph.transposed
         if turned:
@@ -217,9 +209,9 @@ class _Emitter:
         return f"nothing_{dtype}" if self.problem.device == "cpu" else f"{like}.new_empty(())"
 
     def _join(self, step: Join) -> None:
-        first, second = (self._in(name, self._home(name)) for name in step.reads)
+        first, second = (self._in(name, home_dtype(name, self.problem)) for name in step.reads)
         part = f"{second}.mul(s)" if step.scaled else second
-        if self._home(step.second) != self.problem.dtype:
+        if home_dtype(step.second, self.problem) != self.problem.dtype:
             part += f".to(torch.{self.problem.dtype})"
         self._line(
             f"{step.out} = torch.cat(({first}, {part}), {step.axis})", (first, second), step.out

@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 
 Parts = tuple[Tensor, Tensor | None, Tensor, Tensor]  # W, b and the weights of lora_A and lora_B
 
-_PLAIN = (Parameter, Tensor)
+PLAIN = (Parameter, Tensor)  # a subclass of these may mean anything by a product
 
 
 def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
@@ -45,9 +45,9 @@ def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
         return "global module hooks"
     own, narrow, wide = base._parameters, lora_A._parameters, lora_B._parameters
     W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
-    if not (type(W) in _PLAIN and type(A) in _PLAIN and type(B) in _PLAIN):
+    if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
         return "tensor subclasses or missing weights"
-    if b is not None and type(b) not in _PLAIN:
+    if b is not None and type(b) not in PLAIN:
         return "tensor subclasses or missing weights"
     if narrow.get("bias") is not None or wide.get("bias") is not None:
         return "a bias in the adapter"

@@ -8,7 +8,7 @@ ever times a graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from autolora.cache.lookup import Lookup
+from autolora.cache.lookup import Answer, Lookup
 from autolora.environment import Environment
 from autolora.graphs.function import run
 from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import Executable, executable
 from autolora.graphs.space import analytic_graph, find_graph
-from autolora.nn.parts import Parts
+from autolora.nn.parts import PLAIN, Parts
 from autolora.problem import DTYPES, GRADIENTS, Problem
 
 logger = logging.getLogger("autolora")
@@ -32,7 +32,6 @@ Chooser = Callable[[Problem], Graph]
 
 _MEMO_SIZE = 4096  # distinct token counts remembered per layer; then it starts afresh
 _TORCH_DTYPES = {getattr(torch, name): name for name in DTYPES}
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @dataclass(slots=True)
@@ -79,7 +78,7 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
     W, b, A, B = parts
     kind = "cpu" if x.is_cpu else "cuda"
     if (
-        type(x) not in _PLAIN
+        type(x) not in PLAIN
         or not (x.is_cpu or x.is_cuda)
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
@@ -129,11 +128,9 @@ def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
     For comparisons: ``pin(model, reference_graph)`` runs what PEFT runs, ``pin(model,
     flops_graph)`` what FLOPs alone would choose. ``None`` goes back to the cache.
     """
-    for module in model.modules():
-        site = getattr(module, "_autolora", None)
-        if isinstance(site, Site):
-            site.chooser = chooser
-            site.choices.clear()
+    for site in _sites(model):
+        site.chooser = chooser
+        site.choices.clear()
 
 
 def refresh(model: torch.nn.Module | None = None) -> None:
@@ -141,10 +138,8 @@ def refresh(model: torch.nn.Module | None = None) -> None:
     _lookup.cache_clear()
     _decide.cache_clear()
     if model is not None:
-        for module in model.modules():
-            site = getattr(module, "_autolora", None)
-            if isinstance(site, Site):
-                site.choices.clear()
+        for site in _sites(model):
+            site.choices.clear()
 
 
 def decide(problem: Problem, device: torch.device, chooser: Chooser | None = None) -> Choice:
@@ -153,6 +148,12 @@ def decide(problem: Problem, device: torch.device, chooser: Chooser | None = Non
         return _made(problem, chooser(problem), "pinned")
     graph, reason, detail = _decide(problem, device)
     return _made(problem, graph, reason, detail)
+
+
+def ask(lookup: Lookup, problem: Problem, environment: Environment) -> tuple[Graph | None, Answer]:
+    """The valid graph that the timing cache names for a problem, None on a miss, and its answer."""
+    answer = lookup.find(problem, environment, lambda name: find_graph(name, problem) is not None)
+    return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
 def problem_of(site: Site, x: Tensor, parts: Parts) -> Problem | str:
@@ -189,6 +190,13 @@ def problem_of(site: Site, x: Tensor, parts: Parts) -> Problem | str:
     )
 
 
+def _sites(model: torch.nn.Module) -> Iterator[Site]:
+    for module in model.modules():
+        site = getattr(module, "_autolora", None)
+        if isinstance(site, Site):
+            yield site
+
+
 def _choose(site: Site, x: Tensor, parts: Parts) -> Choice:
     problem = problem_of(site, x, parts)
     if isinstance(problem, str):
@@ -208,10 +216,7 @@ def _lookup() -> Lookup:
 
 @lru_cache(maxsize=65536)
 def _decide(problem: Problem, device: torch.device) -> tuple[Graph, str, str]:
-    answer = _lookup().find(
-        problem, Environment.of(device), lambda name: find_graph(name, problem) is not None
-    )
-    graph = find_graph(answer.graph, problem) if answer.graph is not None else None
+    graph, answer = ask(_lookup(), problem, Environment.of(device))
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
         return graph, answer.reason, answer.detail

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from autolora.graphs.contraction import ADAPTER_TENSORS, AXES
-from autolora.graphs.graph import REFERENCE, Graph, sizes_of
+from autolora.graphs.contraction import AXES
+from autolora.graphs.graph import REFERENCE, Graph, home_dtype, sizes_of
 from autolora.graphs.source import Line, lines, statement
 from autolora.graphs.space import onednn_products
 from autolora.problem import Problem
@@ -166,7 +166,7 @@ def _dtype(variable: str, problem: Problem) -> str:
         return converted
     if tensor in ("A", "B"):
         return problem.adapter_dtype
-    return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
+    return home_dtype(tensor, problem)
 
 
 class _Values:

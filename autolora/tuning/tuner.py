@@ -14,6 +14,7 @@ from statistics import median
 
 import torch
 
+from autolora.cache.record import EFFORTS as RANKS
 from autolora.cache.record import Candidate, Record, Verdict
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
@@ -135,7 +136,7 @@ def tune_problems(
         place = device_for(problem, device)
         environment = Environment.of(place)
         known = store.find(problem, environment)
-        if known is not None and not force and _RANK[known.effort] >= _RANK[effort]:
+        if known is not None and not force and RANKS.index(known.effort) >= RANKS.index(effort):
             result.skipped.append(known)
         else:
             todo.append((problem, place, environment))
@@ -237,9 +238,6 @@ def measure_problem(
         conditions={"load_1min": load, "processors": os.cpu_count()},
         autolora=__version__,
     )
-
-
-_RANK = {name: rank for rank, name in enumerate(("estimate", *EFFORTS))}
 
 
 def _promising(problem: Problem) -> list[Graph]:
