@@ -11,16 +11,23 @@ from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
-LAYOUTS = ("linear", "conv1d", "nf4")
-GRADIENTS = ("X", "A", "B")
+LAYOUTS = ("linear", "conv1d", "nf4", "int8")
+QUANTISED = ("nf4", "int8")
+VARIANTS = ("lora", "dora")
+GRADIENTS = ("X", "A", "B", "c", "M")
+PLAIN_GRADIENTS = ("X", "A", "B")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One LoRA layer at one size: ``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ`` with a frozen ``W``.
+    """One LoRA layer at one size: ``Y = X Wᵀ + b + s·((D Aᵀ) Bᵀ + c)`` with a frozen ``W``.
+
+    D is X, or ``dropout(X)``. With the variant DoRA (arXiv 2402.09353) it is ``Y = b + g·(X Wᵀ +
+    s·(X Aᵀ) Bᵀ)`` where ``g = M / ‖W + s·B A‖``, norms of rows, through which no gradient flows.
 
     Shapes: X ``(tokens, in_features)``, W ``(out_features, in_features)``, A ``(rank,
-    in_features)``, B ``(out_features, rank)``, Y ``(tokens, out_features)``.
+    in_features)``, B ``(out_features, rank)``, b, c and M ``(out_features,)``, Y ``(tokens,
+    out_features)``.
 
     Args:
         in_features: columns of X.
@@ -29,13 +36,16 @@ class Problem:
         rank: rows of A.
         dtype: of X, W and Y, the dtype the base product runs in.
         device: its type, ``"cpu"`` or ``"cuda"``; which one exactly is in the environment.
-        layout: how W is stored; ``"linear"`` is ``(out_features, in_features)``, the only one that
-            graphs exist for.
-        bias: whether the base layer has a bias.
+        layout: how W is stored: ``"linear"`` is ``(out_features, in_features)``, ``"conv1d"`` its
+            transpose, as in GPT-2; ``"nf4"`` and ``"int8"`` are quantised by bitsandbytes.
+        bias: whether the base layer has a bias b.
         adapter_dtype: of A and B as stored; ``""`` means ``dtype``.
         compute_dtype: in which the adapter branch runs; ``""`` means ``adapter_dtype``.
         dropout: whether the adapter sees ``dropout(X)`` instead of X.
-        gradients: which of ``"X"``, ``"A"``, ``"B"`` need a gradient; none of them is forward only.
+        adapter_bias: whether lora_B has a bias c.
+        variant: ``"lora"`` or ``"dora"``.
+        gradients: which of ``"X"``, ``"A"``, ``"B"``, ``"c"``, ``"M"`` need a gradient; none of
+            them is forward only.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message says which are.
@@ -52,7 +62,9 @@ class Problem:
     adapter_dtype: str = ""
     compute_dtype: str = ""
     dropout: bool = False
-    gradients: tuple[str, ...] = GRADIENTS
+    adapter_bias: bool = False
+    variant: str = "lora"
+    gradients: tuple[str, ...] = PLAIN_GRADIENTS
 
     def __post_init__(self) -> None:
         if not self.adapter_dtype:
@@ -69,12 +81,13 @@ class Problem:
             ("compute_dtype", DTYPES),
             ("device", DEVICES),
             ("layout", LAYOUTS),
+            ("variant", VARIANTS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
-        for name in ("bias", "dropout"):
+        for name in ("bias", "dropout", "adapter_bias"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         needed = tuple(g for g in GRADIENTS if g in self.gradients)
@@ -83,6 +96,11 @@ class Problem:
                 f"gradients must be distinct and of {', '.join(GRADIENTS)}, not {self.gradients!r}"
             )
         object.__setattr__(self, "gradients", needed)
+        if self.adapter_bias and self.variant == "dora":
+            raise ValueError("adapter_bias must be false for the variant dora")
+        for gradient, there in (("c", self.adapter_bias), ("M", self.variant == "dora")):
+            if gradient in needed and not there:
+                raise ValueError(f"gradients name {gradient}, which this problem does not have")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Problem:
@@ -113,9 +131,19 @@ class Problem:
         return replace(self, tokens=tokens)
 
     def __str__(self) -> str:
-        dtypes = "/".join(dict.fromkeys((self.dtype, self.adapter_dtype, self.compute_dtype)))
-        gradients = "".join(self.gradients) or "forward"
         return (
             f"{self.in_features}→{self.out_features} tokens {self.tokens} rank {self.rank} "
-            f"{dtypes} {self.device} {gradients}"
+            f"{self.kind} {self.device} {''.join(self.gradients) or 'forward'}"
         )
+
+    @property
+    def kind(self) -> str:
+        """The dtypes and what is special, in a few words: ``bfloat16/float32, dropout``."""
+        dtypes = "/".join(dict.fromkeys((self.dtype, self.adapter_dtype, self.compute_dtype)))
+        special = (
+            self.layout if self.layout != "linear" else "",
+            self.variant if self.variant != "lora" else "",
+            "dropout" if self.dropout else "",
+            "lora_B bias" if self.adapter_bias else "",
+        )
+        return ", ".join((dtypes, *filter(None, special)))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from autolora.cache.record import EFFORTS, Candidate, Record, Verdict
 from autolora.environment import Environment
-from autolora.problem import DTYPES, GRADIENTS, Problem
+from autolora.problem import DTYPES, GRADIENTS, LAYOUTS, VARIANTS, Problem
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
 settings.register_profile(
@@ -89,6 +89,9 @@ def verdicts(draw):
 @st.composite
 def problems(draw, device):
     sizes = st.integers(1, 2**53 - 1)
+    variant = draw(st.sampled_from(VARIANTS))
+    adapter_bias = variant == "lora" and draw(st.booleans())
+    without = {"M" if variant == "lora" else "", "" if adapter_bias else "c"}
     return Problem(
         *(draw(sizes) for _ in range(4)),
         dtype=draw(st.sampled_from(DTYPES)),
@@ -96,8 +99,11 @@ def problems(draw, device):
         bias=draw(st.booleans()),
         adapter_dtype=draw(st.sampled_from(("", *DTYPES))),
         compute_dtype=draw(st.sampled_from(("", *DTYPES))),
+        layout=draw(st.sampled_from(LAYOUTS)),
         dropout=draw(st.booleans()),
-        gradients=tuple(draw(st.sets(st.sampled_from(GRADIENTS)))),
+        adapter_bias=adapter_bias,
+        variant=variant,
+        gradients=tuple(draw(st.sets(st.sampled_from(GRADIENTS))) - without),
     )
 
 

@@ -14,7 +14,7 @@ from autolora.cache.document import SCHEMA_VERSION, NewerSchema, parse, render
 from autolora.cache.record import EFFORTS
 from autolora.cache.store import TimingCache
 from autolora.graphs.space import find_graph
-from autolora.problem import DEVICES, DTYPES, LAYOUTS
+from autolora.problem import DEVICES, DTYPES, LAYOUTS, VARIANTS
 
 FOLDER = Path(__file__).parents[1] / "cache_schema"
 SCHEMA = json.loads((FOLDER / "v1.schema.json").read_text(encoding="utf-8"))
@@ -61,7 +61,8 @@ def test_schema_and_code_know_the_same_words():
     for name in ("dtype", "adapter_dtype", "compute_dtype"):
         assert tuple(problem[name]["enum"]) == DTYPES
     assert tuple(problem["device"]["enum"]) == DEVICES
-    assert set(LAYOUTS) <= set(problem["layout"]["enum"])
+    assert tuple(problem["layout"]["enum"]) == LAYOUTS
+    assert tuple(problem["variant"]["enum"]) == VARIANTS
 
 
 def test_no_object_permits_unknown_members_or_lacks_some():

@@ -282,13 +282,21 @@ def test_a_model_that_brings_its_adapters(write, kind):
     assert _dtypes(found) == ("float32", "bfloat16", "bfloat16")
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"), [(_peft(dora=True), "Dora"), (_peft(dropout=0.1), "dropout 0.1")]
-)
-def test_layers_that_cannot_be_tuned(write, source, reason):
-    pytest.importorskip("peft")
-    with pytest.raises(AutoloraError, match=f"of the 8 LoRA layers.*{reason}"):
+def test_layers_that_cannot_be_tuned(write):
+    source = (
+        _peft()
+        + "model.add_adapter('two', config)\nmodel.base_model.set_adapter(['default', 'two'])\n"
+    )
+    with pytest.raises(AutoloraError, match="of the 8 LoRA layers.*several active adapters"):
         load_target(write(source), Adapters())
+
+
+def test_dropout_and_dora_are_problems_of_their_own(write):
+    found = captured(write(_peft(dropout=0.1)), Adapters(), batch_size=2, seq_len=3)
+    assert {(p.dropout, p.variant) for p in found.problems} == {(True, "lora")}
+    found = captured(write(_peft(dora=True)), Adapters(), batch_size=2, seq_len=3)
+    assert {(p.dropout, p.variant) for p in found.problems} == {(False, "dora")}
+    assert {p.gradients for p in found.problems} == {("A", "B", "M"), ("X", "A", "B", "M")}
 
 
 def test_no_adapters_and_no_rank(write):

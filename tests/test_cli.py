@@ -420,12 +420,12 @@ def test_explain_tells_of_layers_that_are_left(say):
         MODEL + "import peft\n"
         "config = peft.LoraConfig(r=2, target_modules=['1', '3'], rank_pattern={})\n"
         "model = peft.get_peft_model(model, config)\n"
-        "model.base_model.model[3].lora_dropout['default'] = nn.Dropout(0.5)\n",
+        "model.base_model.model[3].lora_dropout['default'] = nn.AlphaDropout(0.5)\n",
         encoding="utf-8",
     )
     said = say("explain", "mixed.py")
     assert said.code == 0
-    assert "its own path: dropout 0.5 while training" in said.out
+    assert "its own path: a dropout of type AlphaDropout" in said.out
     assert len(say("explain", "mixed.py", "--json").json["left"]) == 1
 
 

@@ -240,6 +240,6 @@ def test_no_value_anywhere_in_a_file_makes_a_reader_fail(data, hostile):
     inner[step] = hostile
     try:
         table = parse(json.dumps(value).encode())
-    except ValueError:
+    except (ValueError, NewerSchema):
         return
     assert parse(render(table)).lines == table.lines

@@ -81,18 +81,26 @@ def test_float32_adapters_on_a_bfloat16_base(autocast, compute):
         assert layer.lora_A.weight.grad.dtype == torch.float32
 
 
-def test_dropout_in_training_takes_the_plain_path_and_peft_draws_the_same():
+@pytest.mark.parametrize("tokens", [32, 200])
+def test_dropout_in_training_draws_the_mask_of_peft(tokens):
     layer = trained(LoRALinear(64, 8, 4, alpha=4, dropout=0.5))
-    x = torch.randn(32, 64)
+    x = torch.randn(tokens, 64)
     torch.manual_seed(1)
     y = layer(x)
     torch.manual_seed(1)
     h = F.dropout(x, 0.5) @ layer.lora_A.weight.T
     torch.testing.assert_close(y, layer.base_layer(x) + h @ layer.lora_B.weight.T)
-    assert not layer._autolora.choices
+    turned = x.t().contiguous().t()  # in the memory's order the mask is another
+    torch.manual_seed(1)
+    y = layer(turned)
+    torch.manual_seed(1)
+    h = F.dropout(turned, 0.5) @ layer.lora_A.weight.T
+    torch.testing.assert_close(y, layer.base_layer(x) + h @ layer.lora_B.weight.T)
     layer.eval()
     torch.testing.assert_close(layer(x), defining_equation(layer, x))
-    assert layer._autolora.choices
+    choices = layer._autolora.choices.values()
+    assert [(choice.problem.dropout, choice.calls) for choice in choices] == [(True, 1), (False, 1)]
+    assert all(choice.executable for choice in choices)
 
 
 def test_hooks_on_the_parts_are_called():

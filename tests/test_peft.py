@@ -1,6 +1,5 @@
 """The accelerated model against PEFT itself."""
 
-import contextlib
 import copy
 import io
 import pickle
@@ -9,88 +8,22 @@ import peft
 import pytest
 import torch
 import transformers
+from peft_models import (
+    BF16,
+    REGIMES,
+    TOLERANCE,
+    assert_same_step,
+    batch,
+    choices_of,
+    fast_calls,
+    gradients,
+    llama,
+)
 from torch import nn
 
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
-from autolora.nn.peft import Linear
 from autolora.nn.plan import pin
-
-BF16 = torch.bfloat16
-# dtype of the base, autocast_adapter_dtype (PEFT's default: adapters in float32), autocast
-REGIMES = {
-    "float32": (torch.float32, True, None),
-    "float32-autocast": (torch.float32, True, BF16),
-    "bfloat16": (BF16, False, None),
-    "bfloat16-adapters32": (BF16, True, None),
-    "bfloat16-adapters32-autocast": (BF16, True, BF16),
-}
-TOLERANCE = {torch.float32: 1e-4, BF16: 5e-2}
-
-
-def llama(dtype=torch.float32, **lora):
-    """A small real Llama with trained-looking adapters, by PEFT."""
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).to(dtype)
-    return adapt(model, **lora)
-
-
-def adapt(model, adapter_dtype32=True, **lora):
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **lora}
-    model = peft.get_peft_model(
-        model, peft.LoraConfig(**lora), autocast_adapter_dtype=adapter_dtype32
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def batch(seed=0):
-    ids = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "labels": ids}
-
-
-def autocast_to(dtype):
-    return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
-
-
-def gradients(model, autocast=None):
-    """Loss and the gradients of the trainable parameters."""
-    model.zero_grad()
-    with autocast_to(autocast):
-        loss = model(**batch()).loss
-    loss.backward()
-    return loss.detach(), {
-        name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad
-    }
-
-
-def assert_same_step(model, other, tolerance, autocast=None):
-    loss, grads = gradients(model, autocast)
-    expected_loss, expected = gradients(other, autocast)
-    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
-    assert grads.keys() == expected.keys()
-    for name, grad in grads.items():
-        assert grad.dtype == expected[name].dtype
-        error = (grad.float() - expected[name].float()).norm()
-        assert error <= tolerance * expected[name].float().norm(), name
-
-
-def fast_calls(model):
-    """How many calls ran along a graph, and how many took PEFT's path."""
-    choices = choices_of(model)
-    fast = sum(c.calls for c in choices if c.executable is not None)
-    return fast, sum(c.calls for c in choices) - fast
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -159,15 +92,6 @@ def test_compute_dtype_runs_float32_adapters_in_bfloat16():
         assert (grad - expected[name]).norm() / expected[name].norm() < 0.1
     problems = {c.problem.compute_dtype for c in choices_of(fast)}
     assert problems == {"bfloat16"}
-
-
-def choices_of(model):
-    return [
-        choice
-        for module in model.modules()
-        if isinstance(module, Linear)
-        for choice in module._autolora.choices.values()
-    ]
 
 
 def test_restore_undoes_accelerate():
@@ -239,23 +163,6 @@ def test_peft_runs_whenever_the_fast_path_does_not_hold(change):
     assert len(report.taken) == len(report.notes) == 14
     with torch.no_grad():
         assert torch.equal(fast(**batch()).logits, plain(**batch()).logits)
-    assert fast_calls(fast) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    "lora",
-    [{"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.1}],
-    ids=["dora", "lora_B bias", "dropout"],
-)
-def test_peft_runs_what_has_no_fast_path_yet(lora):
-    plain = llama(**lora)
-    fast = copy.deepcopy(plain)
-    report = autolora.accelerate(fast)
-    assert {name for name, _ in report.notes} == set(report.taken)
-    for model in (plain, fast):
-        torch.manual_seed(1)
-        model.loss_seen = model(**batch()).loss
-    assert torch.equal(plain.loss_seen, fast.loss_seen)
     assert fast_calls(fast) == (0, 0)
 
 

@@ -35,16 +35,19 @@ def test_explain_tells_what_ran_and_why():
 
 
 def test_explain_lists_what_is_left_with_the_reason():
-    config = peft.LoraConfig(target_modules=["0"], use_dora=True)
-    dora = peft.get_peft_model(nn.Sequential(nn.Linear(24, 16)), config)
-    autolora.accelerate(dora)
-    assert autolora.explain(dora, tokens=8).left == [
-        ("base_model.model.0", "the variant DoraLinearVariant")
+    config = peft.LoraConfig(target_modules=["0"])
+    two = peft.get_peft_model(nn.Sequential(nn.Linear(24, 16)), config)
+    two.add_adapter("other", config)
+    two.base_model.set_adapter(["default", "other"])
+    autolora.accelerate(two)
+    assert autolora.explain(two, tokens=8).left == [
+        ("base_model.model.0", "several active adapters")
     ]
     dropped = model(dropout=0.1)
-    assert autolora.explain(dropped, tokens=8).left == [("0", "dropout 0.1 while training")]
-    dropped.eval()
-    assert autolora.explain(dropped, tokens=8).left == []
+    (layer,) = autolora.explain(dropped, tokens=8).layers
+    assert layer.problem.dropout
+    (layer,) = autolora.explain(dropped.eval(), tokens=8).layers
+    assert not layer.problem.dropout
     assert str(autolora.explain(nn.Linear(2, 2))) == "no LoRA layers"
 
 

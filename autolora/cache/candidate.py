@@ -9,7 +9,7 @@ from typing import Any
 
 from autolora.cache.checks import flag, members, real, text, whole
 
-OUTPUTS = ("Y", "dX", "dA", "dB")
+OUTPUTS = ("Y", "dX", "dA", "dB", "dc", "dM")
 
 Figures = tuple[float | None, float | None]
 

@@ -1,4 +1,4 @@
-"""One step of a graph: a matrix product or a concatenation, as a formula.
+"""One step of a graph as a formula: a matrix product, a concatenation, an elementwise expression.
 
 Pure integers and names: what a step reads, what it writes, its FLOPs and its bytes are all derived
 from the axes of the tensors it names. How a step is run stands in :mod:`autolora.graphs.source`.
@@ -14,26 +14,45 @@ from math import prod
 AXES = {
     "X": "mi",
     "W": "oi",
+    "Q": "oi",  # W as quantised
     "b": "o",
     "A": "ri",
     "B": "or",
+    "c": "o",  # the bias of lora_B
+    "M": "o",  # DoRA's magnitude
     "Y": "mo",
-    "h": "mr",  # X Aᵀ
+    "K": "mi",  # dropout's mask: 1 where an element of X is kept
+    "D": "mi",  # X where it is kept, else 0
+    "h": "mr",  # X Aᵀ, or D Aᵀ
     "V": "oi",  # W + s·B A, the merged weight
     "Xh": "mk",  # [X | h]
     "WB": "ok",  # [W | s·B]
+    "bc": "o",  # b + s·c
+    "N": "o",  # the norms of the rows of V
+    "g": "o",  # M / N
+    "U": "mo",  # X Vᵀ, or D Vᵀ
+    "R": "mi",  # X − D
+    "Vg": "oi",  # g·V
+    "F": "oi",  # g·V − W
+    "Bg": "or",  # g·B
     "G": "mo",  # dY
+    "Gg": "mo",  # g·G
     "Z": "mr",  # s·G B
-    "P": "oi",  # Gᵀ X
+    "T": "mi",  # Z A
+    "P": "oi",  # Gᵀ X, or Gᵀ D
     "GZ": "mn",  # [G | Z]
     "WA": "ni",  # [W; A]
     "dX": "mi",
     "dA": "ri",
     "dB": "or",
+    "dc": "o",
+    "dM": "o",
 }
 
 # Everything of the adapter branch runs in compute_dtype, everything else in dtype.
-ADAPTER_TENSORS = frozenset({"A", "B", "h", "Z", "P", "dA", "dB"})
+ADAPTER_TENSORS = frozenset(
+    {"A", "B", "c", "M", "D", "h", "N", "g", "Bg", "Z", "T", "P", "dA", "dB", "dc", "dM"}
+)
 
 # Products over, or with, the rank axis alone: these have two orientations worth telling apart.
 THIN_PRODUCTS = ("h", "Z", "dA", "dB")
@@ -131,7 +150,34 @@ class Join:
         return _elements((*self.reads, self.out), sizes)
 
 
-Step = Contraction | Join
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """``out`` by a torch expression without a product.
+
+    Args:
+        out: what it makes, or changes in place where it reads it too.
+        reads: names of the tensors that it needs.
+        formula: as a person would write it.
+        code: the expression: ``{name}`` stands for a tensor of ``reads`` in the dtype of ``out``,
+            ``{name!}`` for one in its own, ``{dtype}`` for the dtype of ``out``; ``s`` is the
+            scaling and ``p`` dropout's probability.
+    """
+
+    out: str
+    reads: tuple[str, ...]
+    formula: str
+    code: str
+
+    def flops(self, sizes: Mapping[str, int]) -> int:
+        """None that count: far fewer than any product."""
+        return 0
+
+    def elements(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """Elements moved per tensor."""
+        return _elements((*self.reads, self.out), sizes)
+
+
+Step = Contraction | Join | Elementwise
 
 
 def axis_sizes(*, tokens: int, in_features: int, out_features: int, rank: int) -> dict[str, int]:

@@ -1,14 +1,26 @@
-"""The ways to compute ``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ``.
+"""The ways to compute Y from X.
 
-Each is the steps that end in Y; what they read and is not given comes from :data:`INTERMEDIATES`.
-``b`` is left out where the layer has no bias.
+Each is the steps that end in Y; what they read and is not given comes from the table of
+intermediates. ``b`` is left out where the layer has no bias.
+
+====================  =============================================
+plain                 ``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ``
+dropout               the same with ``(D Aᵀ)``, D = dropout(X)
+a bias c in lora_B    the same with ``b + s·c``
+DoRA                  ``Y = b + g·(X Wᵀ + s·(X Aᵀ) Bᵀ)``
+DoRA and dropout      ``Y = b + (X − D) Wᵀ + g·(D Wᵀ + s·(D Aᵀ) Bᵀ)``
+====================  =============================================
 """
 
 from __future__ import annotations
 
-from autolora.graphs.contraction import Contraction, Join, Step
+from collections.abc import Mapping
+from dataclasses import replace
 
-FORWARDS: dict[str, tuple[Step, ...]] = {
+from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.problem import QUANTISED, Problem
+
+_ROUTES: dict[str, tuple[Step, ...]] = {
     "base_first": (
         Contraction("Y", "X", "W", onto="b"),
         Contraction("Y", "h", "B", onto="Y", scaled=True),
@@ -21,9 +33,88 @@ FORWARDS: dict[str, tuple[Step, ...]] = {
     "one_product": (Contraction("Y", "Xh", "WB", onto="b"),),
 }
 
-INTERMEDIATES: dict[str, Step] = {
-    "h": Contraction("h", "X", "A"),
-    "V": Contraction("V", "B", "A", onto="W", scaled=True),
-    "Xh": Join("Xh", "X", "h"),
-    "WB": Join("WB", "W", "B", scaled=True),
+_SCALED_U = Elementwise("Y", ("b", "U", "g"), "Y = b + g·U", "torch.addcmul({b}, {U}, {g})")
+_DORA: dict[str, tuple[Step, ...]] = {
+    "base_first": (
+        Contraction("U", "X", "W"),
+        Contraction("U", "h", "B", onto="U", scaled=True),
+        _SCALED_U,
+    ),
+    "merged": (_SCALED_U,),
+    "scaled": (Contraction("Y", "X", "Vg", onto="b"),),
 }
+
+_DORA_DROPOUT: dict[str, tuple[Step, ...]] = {
+    "two_products": (
+        Contraction("Y", "R", "W", onto="b"),
+        Elementwise("Y", ("Y", "U", "g"), "Y = Y + g·U", "{Y}.addcmul_({U}, {g})"),
+    ),
+}
+
+_INTERMEDIATES: tuple[Step, ...] = (
+    Contraction("h", "X", "A"),
+    Contraction("V", "B", "A", onto="W", scaled=True),
+    Join("Xh", "X", "h"),
+    Join("WB", "W", "B", scaled=True),
+    Elementwise("bc", ("b", "c"), "bc = b + s·c", "{b}.add({c}, alpha=s)"),
+    Elementwise(
+        "N",
+        ("V",),
+        "N = ‖V‖",
+        "torch.linalg.vector_norm("
+        "{V!}, dim=1, dtype=torch.promote_types({V!}.dtype, torch.{dtype})).to(torch.{dtype})",
+    ),
+    Elementwise("g", ("M", "N"), "g = M / N", "{M} / {N}"),
+    Elementwise("Vg", ("V", "g"), "Vg = g·V", "{V} * {g}.unsqueeze(1)"),
+    Contraction("U", "X", "V"),
+    Elementwise("K", ("X",), "K = mask", "keep({X!}, p, torch.{adapter_dtype})"),
+    Elementwise("D", ("X", "K"), "D = K·X", "{X} * {K!}"),
+)
+_DORA_D = Elementwise("D", ("X", "K"), "D = K·X/(1 − p)", "({X} * {K!}).mul_(1 / (1 - p))")
+_NO_BIAS_BC = Elementwise("bc", ("c",), "bc = s·c", "{c} * s")
+_NO_BIAS_SCALED_U = Elementwise("Y", ("U", "g"), "Y = g·U", "{U} * {g}")
+_R = Elementwise("R", ("X", "D"), "R = X − D", "{X} - {D}")
+_W = Elementwise("W", ("Q",), "W = dense Q", "dense({Q!}, torch.{dtype})")
+
+
+def routes(problem: Problem) -> dict[str, tuple[Step, ...]]:
+    """The forwards that a problem has, by name.
+
+    With dropout the base and the adapter see different inputs, so that no merged weight serves
+    both.
+    """
+    if problem.variant == "dora":
+        table = _DORA_DROPOUT if problem.dropout else _DORA
+    else:
+        table = {
+            name: steps
+            for name, steps in _ROUTES.items()
+            if name != "merged" or not problem.dropout
+        }
+    return {
+        name: tuple(_adjusted(step, problem) for step in steps) for name, steps in table.items()
+    }
+
+
+def intermediates(problem: Problem) -> Mapping[str, Step]:
+    """How to make each tensor that a step may read and that is not given, by name."""
+    table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
+    if problem.dropout and problem.variant == "dora":
+        table |= {"D": _DORA_D, "R": _R}
+    if not problem.bias:
+        table["bc"] = _NO_BIAS_BC
+    if problem.layout in QUANTISED:
+        table["W"] = _W
+    return table
+
+
+def _adjusted(step: Step, problem: Problem) -> Step:
+    """The step with the input that the adapter sees, and the bias that the problem has."""
+    if step is _SCALED_U and not problem.bias:
+        return _NO_BIAS_SCALED_U
+    if isinstance(step, Contraction):
+        if problem.dropout and step.out in ("h", "U") and step.left == "X":
+            return replace(step, left="D")
+        if problem.adapter_bias and step.onto == "b":
+            return replace(step, onto="bc")
+    return step

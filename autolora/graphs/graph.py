@@ -1,35 +1,29 @@
 """A graph: one forward and one backward way to compute a problem, with what is saved between them.
 
-Graphs are composed: a forward, h saved or recomputed, a route for each gradient, for each thin
-product one of two orientations, and for float32 products on the CPU one of two matrix libraries.
-This room says which compositions a problem has and derives their steps, FLOPs, bytes and saved
-tensors; :mod:`autolora.graphs.source` makes them run.
+Graphs are composed: a forward, what is saved or computed again, a route for each gradient, for each
+thin product one of two orientations, and for float32 products on the CPU one of two matrix
+libraries. This room derives a composition's steps, FLOPs, bytes and saved tensors;
+:mod:`autolora.graphs.space` says which compositions a problem has, and
+:mod:`autolora.graphs.source` makes them run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from autolora.graphs import backward, forward
-from autolora.graphs.contraction import (
-    ADAPTER_TENSORS,
-    AXES,
-    THIN_PRODUCTS,
-    Contraction,
-    Step,
-    axis_sizes,
-    size_of,
-)
-from autolora.problem import Problem
+from autolora.graphs import backward, baseline, forward
+from autolora.graphs.contraction import AXES, THIN_PRODUCTS, Step
+from autolora.graphs.tensors import bytes_of, sizeless, sizes_of, width
+from autolora.problem import QUANTISED, Problem
 
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 REFERENCE = "reference"
 
-_INTERMEDIATES: Mapping[str, Step] = {**forward.INTERMEDIATES, **backward.INTERMEDIATES}
-_FORWARD_INPUTS = frozenset({"X", "W", "b", "A", "B"})
-_BACKWARD_INPUTS = frozenset({"G", "X", "W", "A", "B"})
+# What the backward pass may need of the forward: kept, or made again. A choice of each graph.
+KEPT = ("h", "D", "U")
+_ALWAYS_KEPT = frozenset({"K", "N", "g"})  # dropout's mask cannot be drawn again; the rest is tiny
+_PARAMETERS = frozenset({"W", "Q", "b", "A", "B", "c", "M"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +31,26 @@ class Graph:
     """One composition; the fields are names from the tables of forward and backward routes.
 
     Args:
-        forward: key of :data:`autolora.graphs.forward.FORWARDS`, or ``"reference"``: plain autograd
-            on the defining equation, step by step as PEFT runs it.
-        saves_h: whether h is kept for the backward pass (else computed again if needed).
-        dx: route to the gradient of X, ``""`` where it is not needed; likewise ``da`` and ``db``.
+        forward: a route of :mod:`autolora.graphs.forward`, or ``"reference"``: plain autograd on
+            the defining equation, step by step as PEFT runs it.
+        saves: the tensors of :data:`KEPT` that are kept for the backward pass.
+        recomputes: those of them that the backward pass makes again.
+        dx: route to the gradient of X, ``""`` where it is not needed; likewise the others.
         da: route to the gradient of A.
         db: route to the gradient of B.
+        dm: route to the gradient of M, DoRA's magnitude.
         transposed: the thin products that are computed as the transpose of the swapped product,
             ``(Xᵀ Z)ᵀ`` for ``Zᵀ X``: the same numbers in another memory order.
         onednn: the products, by what they make, that oneDNN computes instead of BLAS.
     """
 
     forward: str
-    saves_h: bool = False
+    saves: frozenset[str] = frozenset()
+    recomputes: frozenset[str] = frozenset()
     dx: str = ""
     da: str = ""
     db: str = ""
+    dm: str = ""
     transposed: frozenset[str] = frozenset()
     onednn: frozenset[str] = frozenset()
 
@@ -62,11 +60,19 @@ class Graph:
         if self.forward == REFERENCE:
             return REFERENCE
         parts = [self.forward]
-        if self.db == "via_h":
-            parts.append(f"h={'saved' if self.saves_h else 'recomputed'}")
+        for tensor in KEPT:
+            if tensor in self.saves:
+                parts.append(f"{tensor}=saved")
+            elif tensor in self.recomputes:
+                parts.append(f"{tensor}=recomputed")
         parts += [
             f"{label}={route}"
-            for label, route in (("dX", self.dx), ("dA", self.da), ("dB", self.db))
+            for label, route in (
+                ("dX", self.dx),
+                ("dA", self.da),
+                ("dB", self.db),
+                ("dM", self.dm),
+            )
             if route
         ]
         if self.transposed:
@@ -75,127 +81,87 @@ class Graph:
             parts.append("onednn=" + ",".join(t for t in AXES if t in self.onednn))
         return "/".join(parts)
 
-    @property
-    def forward_steps(self) -> tuple[Step, ...]:
+    def forward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the forward pass, in order."""
-        return _resolved(forward.FORWARDS[self.forward], _FORWARD_INPUTS)
+        return _steps(self, sizeless(problem))[0]
 
-    @property
-    def backward_steps(self) -> tuple[Step, ...]:
+    def backward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the backward pass, in order."""
-        routes = (  # dB after Z, and dA after that: each reads what the one before left in cache
-            *(backward.DB[self.db] if self.db else ()),
-            *(backward.DA[self.da] if self.da else ()),
-            *(backward.DX[self.dx] if self.dx else ()),
-        )
-        return _resolved(routes, _BACKWARD_INPUTS | ({"h"} if self.saves_h else set()))
+        return _steps(self, sizeless(problem))[1]
 
-    @property
-    def saved(self) -> tuple[str, ...]:
-        """The tensors kept from forward to backward, sorted by name."""
-        steps = self.backward_steps
-        given = {name for step in steps for name in step.reads} - {step.out for step in steps}
-        return tuple(sorted(given - {"G"}))
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self, problem: Problem) -> tuple[Step, ...]:
         """Forward and backward together."""
-        return self.forward_steps + self.backward_steps
+        return self.forward_steps(problem) + self.backward_steps(problem)
+
+    def saved(self, problem: Problem) -> tuple[str, ...]:
+        """The tensors kept from forward to backward, parameters included, sorted by name."""
+        return _needed_by(self.backward_steps(problem))
 
     def flops(self, problem: Problem) -> int:
         """Multiplications and additions of all products, forward and backward."""
+        if self.forward == REFERENCE:
+            return baseline.flops(problem)
         sizes = sizes_of(problem)
-        return sum(step.flops(sizes) for step in _composed(self, problem).steps)
+        return sum(step.flops(sizes) for step in self.steps(problem))
 
     def bytes(self, problem: Problem) -> int:
         """Bytes read and written by all steps, each tensor once per step that names it."""
         sizes = sizes_of(problem)
+        steps = baseline.products(problem) if self.forward == REFERENCE else self.steps(problem)
         return sum(
             count * width(tensor, problem)
-            for step in _composed(self, problem).steps
+            for step in steps
             for tensor, count in step.elements(sizes).items()
             if tensor != "b" or problem.bias
         )
 
     def saved_bytes(self, problem: Problem) -> int:
-        """Bytes of activations kept from forward to backward; parameters are not counted."""
+        """Bytes kept from forward to backward beside the parameters."""
         if self.forward == REFERENCE:
-            return _reference_saved_bytes(problem)
-        sizes = sizes_of(problem)
+            return baseline.saved_bytes(problem)
         return sum(
-            size_of(tensor, sizes) * width(tensor, problem)
-            for tensor in self.saved
-            if tensor in ("X", "h")
+            bytes_of(tensor, problem) for tensor in self.saved(problem) if tensor not in _PARAMETERS
         )
 
 
-def sizes_of(problem: Problem) -> dict[str, int]:
-    """The length of each axis of a problem."""
-    return axis_sizes(
-        tokens=problem.tokens,
-        in_features=problem.in_features,
-        out_features=problem.out_features,
-        rank=problem.rank,
+@lru_cache(maxsize=65536)
+def _steps(graph: Graph, problem: Problem) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    source = {**forward.intermediates(problem), **backward.intermediates(problem)}
+    weight = "Q" if problem.layout in QUANTISED else "W"
+    given = frozenset({"X", weight, "A", "B", "c", "M"})
+    routes = backward.routes(problem)
+    taken = {"M": graph.dm, "c": "", "B": graph.db, "A": graph.da, "X": graph.dx}
+    ends = [  # dB after Z, and dA after that: each reads what the one before left in cache
+        step
+        for needed, route in taken.items()
+        if needed in routes
+        for step in routes[needed][route]
+    ]
+    return (
+        _resolved(forward.routes(problem)[graph.forward], given | {"b"}, source),
+        _resolved(ends, given | {"G"} | _ALWAYS_KEPT | graph.saves, source),
     )
 
 
-def home_dtype(tensor: str, problem: Problem) -> str:
-    """The dtype that the graphs of a problem keep a tensor in."""
-    return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
-
-
-def width(tensor: str, problem: Problem) -> int:
-    """Bytes of one element of a tensor in the graphs of a problem."""
-    return BYTES[home_dtype(tensor, problem)]
-
-
-def run_dtype(step: Contraction, problem: Problem) -> str:
-    """The dtype that a product runs in."""
-    adapter = {step.left, step.right, step.out} & ADAPTER_TENSORS
-    return problem.compute_dtype if adapter else problem.dtype
-
-
-def _composed(graph: Graph, problem: Problem) -> Graph:
-    """The composition with the reference graph's products, so that its costs are derived too."""
-    if graph.forward != REFERENCE:
-        return graph
-    needs = problem.gradients
-    return Graph(
-        "base_first",
-        saves_h="B" in needs,
-        dx="lowrank" if "X" in needs else "",
-        da="via_z" if "A" in needs else "",
-        db="via_h" if "B" in needs else "",
-    )
-
-
-@lru_cache(maxsize=1024)
-def _resolved(routes: tuple[Step, ...], given: frozenset[str]) -> tuple[Step, ...]:
+def _resolved(
+    ends: Sequence[Step], given: frozenset[str], source: Mapping[str, Step]
+) -> tuple[Step, ...]:
     """The steps with every intermediate that they read put in front of its first use."""
     steps: list[Step] = []
-    made: set[str] = set()
-
-    def need(name: str) -> None:
-        if name in _INTERMEDIATES and name not in made and name not in given:
-            append(_INTERMEDIATES[name])
+    made = set(given)
 
     def append(step: Step) -> None:
         for name in step.reads:
-            need(name)
+            if name not in made and name in source:
+                append(source[name])
         made.add(step.out)
         steps.append(step)
 
-    for step in routes:
+    for step in ends:
         append(step)
     return tuple(steps)
 
 
-def _reference_saved_bytes(problem: Problem) -> int:
-    """PEFT keeps X for the adapter in compute_dtype, h and, scaled, nothing of size Y."""
-    if not problem.gradients:
-        return 0
-    sizes = sizes_of(problem)
-    kept = size_of("h", sizes) * BYTES[problem.compute_dtype] if "B" in problem.gradients else 0
-    if "A" in problem.gradients:
-        kept += size_of("X", sizes) * BYTES[problem.compute_dtype]
-    return kept
+def _needed_by(steps: tuple[Step, ...]) -> tuple[str, ...]:
+    made = {step.out for step in steps}
+    return tuple(sorted({name for step in steps for name in step.reads} - made - {"G"}))

@@ -7,26 +7,34 @@ user can read exactly what runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from autolora.graphs.contraction import Contraction, Join, Step
-from autolora.graphs.graph import BYTES, REFERENCE, Graph, home_dtype, run_dtype
+from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.graphs.dropout import keep
+from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.onednn import onednn
-from autolora.problem import Problem
+from autolora.graphs.quantised import dense
+from autolora.graphs.tensors import BYTES, home_dtype, run_dtype, sizeless
+from autolora.problem import DTYPES, GRADIENTS, QUANTISED, Problem
+
+PARAMETERS = ("A", "B", "c", "M")  # of the adapter, stored in adapter_dtype
 
 # What the source of a graph may name, beside its own variables.
 _SCOPE: dict[str, Any] = {
     "torch": torch,
     "onednn": onednn,
+    "keep": keep,
+    "dense": dense,
     # As torch.matmul does it: no view for autograd, which lets nobody change a view of a custom
     # function in place, as nn.ReLU(inplace=True) would.
     "reshaped": torch.ops.aten._unsafe_view.default,
-    **{f"nothing_{dtype}": torch.zeros((), dtype=getattr(torch, dtype)) for dtype in BYTES},
+    **{f"nothing_{dtype}": torch.zeros((), dtype=getattr(torch, dtype)) for dtype in DTYPES},
 }
 
 
@@ -51,40 +59,35 @@ class Line:
 class Executable:
     """A graph made to run for problems of given dtypes.
 
-    ``forward(input, W, b, A, B, s)`` gives ``(Y, saved)``; ``backward(G, saved, s)`` gives
-    ``(dX, dA, dB)``, None for a gradient that is not needed. ``input`` is X with any leading axes,
-    and Y has the same; G and dX are matrices. ``saved`` holds the tensors of ``graph.saved`` in
-    that order, with ``input`` itself for X.
+    ``forward(input, W, b, A, B, c, M, s, p)`` gives ``(Y, saved)``; ``backward(G, saved, Q, s, p)``
+    gives ``(dX, dA, dB, dc, dM)``, None for a gradient that is not needed. ``input`` is X with any
+    leading axes, and Y has the same; G and dX are matrices. W is the layer itself where it is
+    quantised, and then Q is it too. ``saved`` holds the tensors of ``keeps`` in that order, with
+    ``input`` itself for X.
     """
 
     graph: Graph
-    gradients: tuple[str, ...]
-    device: str
-    adapter_dtype: torch.dtype
-    compute_dtype: torch.dtype
+    problem: Problem
+    keeps: tuple[str, ...]
     forward: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
-    backward: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
+    backward: Callable[..., tuple[torch.Tensor | None, ...]]
     source: str
 
 
 def executable(graph: Graph, problem: Problem) -> Executable:
     """Compiles a composed graph; sizes do not matter, so all token counts share one."""
-    return _executable(graph, _sizeless(problem))
+    return _executable(graph, sizeless(problem))
 
 
 def lines(graph: Graph, problem: Problem) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
     """The statements of the forward and of the backward pass."""
-    return _lines(graph, _sizeless(problem))
-
-
-def _sizeless(problem: Problem) -> Problem:
-    return replace(problem, in_features=1, out_features=1, tokens=1, rank=1)
+    return _lines(graph, sizeless(problem))
 
 
 def _lines(graph: Graph, problem: Problem) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
     return (
-        _Emitter(graph, problem).emit(graph.forward_steps),
-        _Emitter(graph, problem).emit(graph.backward_steps, last=True),
+        _Emitter(graph, problem).emit(graph.forward_steps(problem)),
+        _Emitter(graph, problem).emit(graph.backward_steps(problem), last=True),
     )
 
 
@@ -94,22 +97,25 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
         raise ValueError("the reference graph is plain autograd and has no source of its own")
     gradients = problem.gradients
     forward, backward = _lines(graph, problem)
-    saved = graph.saved if gradients else ()
-    kept = "".join(f"{'input' if name == 'X' else name}, " for name in saved)
+    keeps = tuple(n for n in graph.saved(problem) if n != "Q") if gradients else ()
+    kept = "".join(f"{'input' if name == 'X' else name}, " for name in keeps)
     rows = "    X = input if input.dim() == 2 else input.flatten(0, -2)"
-    results = ", ".join(f"d{n}" if n in gradients else "None" for n in ("X", "A", "B"))
+    scale = ["    sk = s / (1 - p)"] if _scale(problem) == "sk" else []
+    results = ", ".join(f"d{n}" if n in gradients else "None" for n in GRADIENTS)
     source = "\n".join(
         [
-            "def forward(input, W, b, A, B, s):",
+            f"def forward(input, {_weight(problem)}, b, A, B, c, M, s, p):",
             rows,
+            *scale,
             *(f"    {line.text}" for line in forward),
             "    Y = Y if input.dim() == 2 else reshaped(Y, (*input.shape[:-1], Y.shape[1]))",
             f"    return Y, ({kept})",
             "",
             "",
-            "def backward(G, saved, s):",
-            *([f"    {kept}= saved"] if saved else []),
-            *([rows] if "X" in saved else []),
+            "def backward(G, saved, Q, s, p):",
+            *([f"    {kept}= saved"] if keeps else []),
+            *([rows] if "X" in keeps else []),
+            *scale,
             *(f"    {line.text}" for line in backward),
             f"    return {results}",
             "",
@@ -117,16 +123,20 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
     )
     scope = dict(_SCOPE)
     exec(compile(source, f"<autolora graph {graph.name}>", "exec"), scope)
-    return Executable(
-        graph,
-        gradients,
-        problem.device,
-        getattr(torch, problem.adapter_dtype),
-        getattr(torch, problem.compute_dtype),
-        scope["forward"],
-        scope["backward"],
-        source,
-    )
+    return Executable(graph, problem, keeps, scope["forward"], scope["backward"], source)
+
+
+def _weight(problem: Problem) -> str:
+    """What the base weight is called in the source: as it is given, which may be quantised."""
+    return "Q" if problem.layout in QUANTISED else "W"
+
+
+def _scale(problem: Problem) -> str:
+    """The factor of all scaled products: dropout's own is taken into it, since D goes without.
+
+    DoRA sends D through the base too, and so has the factor in D.
+    """
+    return "sk" if problem.dropout and problem.variant == "lora" else "s"
 
 
 class _Emitter:
@@ -135,19 +145,22 @@ class _Emitter:
     def __init__(self, graph: Graph, problem: Problem) -> None:
         self.graph = graph
         self.problem = problem
-        self.held: dict[str, str] = dict.fromkeys(("A", "B"), problem.adapter_dtype)
+        self.held: dict[str, str] = dict.fromkeys(PARAMETERS, problem.adapter_dtype)
+        self.scale = _scale(problem)
         self.lines: list[Line] = []
 
-    def emit(self, steps: Iterable[Step], *, last: bool = False) -> tuple[Line, ...]:
+    def emit(self, steps: Sequence[Step], *, last: bool = False) -> tuple[Line, ...]:
         for step in steps:
             if isinstance(step, Join):
                 self._join(step)
+            elif isinstance(step, Elementwise):
+                self._elementwise(step)
             else:
-                self._product(step)
+                self._product(step, sum(step.onto in other.reads for other in steps) == 1)
         if last:
-            for name in ("dA", "dB"):
-                if any(line.writes == name for line in self.lines):
-                    self._convert(name, self.problem.adapter_dtype)
+            for name in PARAMETERS:
+                if any(line.writes == f"d{name}" for line in self.lines):
+                    self._convert(f"d{name}", self.problem.adapter_dtype)
         return tuple(self.lines)
 
     def _convert(self, name: str, dtype: str) -> None:
@@ -165,10 +178,14 @@ class _Emitter:
             self.held[copy] = dtype
         return copy
 
-    def _product(self, step: Contraction) -> None:
+    def _product(self, step: Contraction, only_reader: bool) -> None:
+        """``only_reader``: whether no other step reads what this one adds onto."""
         dtype, home = run_dtype(step, self.problem), home_dtype(step.out, self.problem)
         (first, first_turned), (second, second_turned) = step.operands
-        turned = step.out in self.graph.transposed
+        # a weight kept as (in, out) is copied fastest in that order
+        turned = step.out in self.graph.transposed or (
+            step.out == "V" and self.problem.layout == "conv1d"
+        )
         if turned:
             (first, first_turned), (second, second_turned) = (
                 (second, not second_turned),
@@ -177,11 +194,17 @@ class _Emitter:
         left, right = self._in(first, dtype), self._in(second, dtype)
         a, b = f"{left}{'.t()' * first_turned}", f"{right}{'.t()' * second_turned}"
         onto = step.onto if step.onto != "b" or self.problem.bias else ""
-        scale = ", alpha=s" if step.scaled else ""
+        if onto and home_dtype(onto, self.problem) != home:
+            onto = self._in(onto, home)
+        scale = f", alpha={self.scale}" if step.scaled else ""
+        # the dense form of a quantised weight is ours, and may become the merged weight in place
+        mine = onto == "W" and only_reader and self.problem.layout in QUANTISED
         if step.out in self.graph.onednn and step.onto in ("", "b"):
             b = f"{right}{'.t()' * (not second_turned)}"
             text = f"onednn({a}, {b}{f', {onto}' if onto and not step.scaled else ''})"
-            text += ".mul_(s)" * step.scaled + f".add_({onto})" * bool(onto and step.scaled)
+            text += f".mul_({self.scale})" * step.scaled + f".add_({onto})" * bool(
+                onto and step.scaled
+            )
             text += _result(turned, dtype, home)
         elif not onto:
             product = (
@@ -190,17 +213,19 @@ class _Emitter:
                 else f"torch.mm({a}, {b})"
             )
             text = product + _result(turned, dtype, home)
-        elif dtype == home and onto == step.out:
+        elif dtype == home and (onto == step.out or mine):
             text = f"{onto}.addmm_({a}, {b}{scale})"
+        elif dtype == home and turned:
+            text = f"torch.addmm({onto}.t(), {a}, {b}{scale}).t()"
         elif dtype == home:
             text = f"torch.addmm({onto}, {a}, {b}{scale})"
         elif BYTES[dtype] > BYTES[home]:
-            wide = f"{onto}.to(torch.{dtype})"
-            text = f"torch.addmm({wide}, {a}, {b}{scale})" + _result(False, dtype, home)
-        elif onto == step.out:
-            text = f"{onto}.add_(torch.mm({a}, {b}){scale})"
+            wide = f"{onto}{'.t()' * turned}.to(torch.{dtype})"
+            text = f"torch.addmm({wide}, {a}, {b}{scale})" + _result(turned, dtype, home)
+        elif onto == step.out or mine:
+            text = f"{onto}.add_(torch.mm({a}, {b}){'.t()' * turned}{scale})"
         else:
-            text = f"torch.add({onto}, torch.mm({a}, {b}){scale})"
+            text = f"torch.add({onto}, torch.mm({a}, {b}){'.t()' * turned}{scale})"
         self._line(f"{step.out} = {text}", (left, right, *([onto] if onto else [])), step.out)
 
     def _nothing(self, like: str) -> str:
@@ -210,12 +235,27 @@ class _Emitter:
 
     def _join(self, step: Join) -> None:
         first, second = (self._in(name, home_dtype(name, self.problem)) for name in step.reads)
-        part = f"{second}.mul(s)" if step.scaled else second
+        part = f"{second}.mul({self.scale})" if step.scaled else second
         if home_dtype(step.second, self.problem) != self.problem.dtype:
             part += f".to(torch.{self.problem.dtype})"
         self._line(
             f"{step.out} = torch.cat(({first}, {part}), {step.axis})", (first, second), step.out
         )
+
+    def _elementwise(self, step: Elementwise) -> None:
+        dtype = home_dtype(step.out, self.problem)
+        names = {"dtype": dtype, "adapter_dtype": self.problem.adapter_dtype}
+        reads: list[str] = []
+
+        def put(match: re.Match[str]) -> str:
+            name, own = match.groups()
+            if name in names:
+                return names[name]
+            reads.append(name if own else self._in(name, dtype))
+            return reads[-1]
+
+        code = re.sub(r"\{(\w+)(!?)\}", put, step.code)
+        self._line(f"{step.out} = {code}", tuple(dict.fromkeys(reads)), step.out)
 
     def _line(self, text: str, reads: tuple[str, ...], writes: str) -> None:
         views = tuple(
@@ -231,9 +271,9 @@ def _result(turned: bool, dtype: str, home: str) -> str:
 
 def statement(line: Line) -> Callable[[Mapping[str, Any]], Any]:
     """One line as a function of the variables it reads, for timing it alone."""
-    names = ", ".join(dict.fromkeys((*line.reads, "s")))
+    names = tuple(dict.fromkeys((*line.reads, "s", "sk", "p")))
     body = line.text.partition(" = ")[2]
     scope = dict(_SCOPE)
-    exec(f"def run({names}):\n    return {body}", scope)
+    exec(f"def run({', '.join(names)}):\n    return {body}", scope)
     run = scope["run"]
-    return lambda values: run(*(values[name] for name in names.split(", ")))
+    return lambda values: run(*(values[name] for name in names))

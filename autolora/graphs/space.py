@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, combinations, product
@@ -10,8 +10,11 @@ from types import MappingProxyType
 
 from autolora.graphs import backward, forward
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
-from autolora.graphs.graph import REFERENCE, Graph, run_dtype
-from autolora.problem import Problem
+from autolora.graphs.graph import KEPT, REFERENCE, Graph
+from autolora.graphs.tensors import run_dtype, sizeless
+from autolora.problem import GRADIENTS, Problem
+
+_NEVER_ROUND_THE_MERGED_WEIGHT = {"base_first", "lowrank", "two_products", ""}
 
 # FLOPs that take as long as moving one byte, for the choice that is made without measurements.
 _FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
@@ -26,7 +29,7 @@ def onednn_products(graph: Graph, problem: Problem) -> frozenset[str]:
         return frozenset()
     return frozenset(
         step.out
-        for step in graph.steps
+        for step in graph.steps(problem)
         if isinstance(step, Contraction)
         and step.onto in ("", "b")
         and run_dtype(step, problem) == "float32"
@@ -46,17 +49,17 @@ def find_graph(name: str, problem: Problem) -> Graph | None:
     return found if found.name == name else None
 
 
-@lru_cache(maxsize=1024)
 def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     """Every graph that computes a problem, by name, the reference graph first, all with BLAS.
 
-    Dropout makes the adapter see another X than the base, and W may be stored otherwise than as
-    ``(out_features, in_features)``: there only the reference graph is valid.
     Which library computes a product is a choice of its own, see :func:`onednn_products`.
     """
-    reference = Graph(REFERENCE)
-    plain = problem.layout == "linear" and not problem.dropout
-    graphs = [reference, *_compositions(problem)] if plain else [reference]
+    return _valid_graphs(sizeless(problem))
+
+
+@lru_cache(maxsize=256)
+def _valid_graphs(problem: Problem) -> Mapping[str, Graph]:
+    graphs = [Graph(REFERENCE), *_compositions(problem)]
     return MappingProxyType({graph.name: graph for graph in graphs})
 
 
@@ -74,7 +77,7 @@ def flops_graph(problem: Problem) -> Graph:
 
 
 def analytic_graph(problem: Problem) -> Graph:
-    """The choice without measurements: the least FLOPs and bytes together, h saved.
+    """The choice without measurements: the least FLOPs and bytes together, all kept that can be.
 
     Where the adapter computes in another dtype than the base, graphs that would round the merged
     weight to the base's dtype are left out: only a measured verdict may allow them.
@@ -85,40 +88,48 @@ def analytic_graph(problem: Problem) -> Graph:
         (
             graph
             for graph in _written(problem)
-            if exact or (graph.forward == "base_first" and graph.dx in ("", "lowrank"))
+            if exact or {graph.forward, graph.dx} <= _NEVER_ROUND_THE_MERGED_WEIGHT
         ),
         key=lambda graph: (
             graph.flops(problem) + balance * graph.bytes(problem),
-            not graph.saves_h,
+            -len(graph.saves),
         ),
         default=reference_graph(problem),
     )
 
 
 def _written(problem: Problem) -> list[Graph]:
-    graphs = [graph for graph in valid_graphs(problem).values() if not graph.transposed]
-    composed = [graph for graph in graphs if graph.forward != REFERENCE]
-    return composed or graphs
+    return [
+        graph
+        for graph in valid_graphs(problem).values()
+        if not graph.transposed and graph.forward != REFERENCE
+    ]
 
 
 def _compositions(problem: Problem) -> Iterator[Graph]:
-    routes = [
-        tuple(table) if needed in problem.gradients else ("",)
-        for needed, table in (("X", backward.DX), ("A", backward.DA), ("B", backward.DB))
-    ]
-    for name, (dx, da, db) in product(forward.FORWARDS, product(*routes)):
-        graph = Graph(name, dx=dx, da=da, db=db)
-        computes_h = any(step.out == "h" for step in graph.forward_steps)
-        needs_h = any(step.out == "h" for step in graph.backward_steps)
-        for saves_h in (True, False) if computes_h and needs_h else (False,):
-            for transposed in _subsets(_thin_products(replace(graph, saves_h=saves_h))):
-                yield replace(graph, saves_h=saves_h, transposed=frozenset(transposed))
+    table = backward.routes(problem)
+    dx, da, db, _, dm = (tuple(table.get(needed, ("",))) for needed in GRADIENTS)
+    for name, *routes in product(forward.routes(problem), dx, da, db, dm):
+        whole = Graph(name, dx=routes[0], da=routes[1], db=routes[2], dm=routes[3])
+        for graph in _with_saved(whole, problem):
+            for transposed in _subsets(_thin_products(graph, problem)):
+                yield replace(graph, transposed=frozenset(transposed))
 
 
-def _thin_products(graph: Graph) -> list[str]:
-    made = {step.out for step in graph.steps if isinstance(step, Contraction)}
+def _with_saved(graph: Graph, problem: Problem) -> Iterator[Graph]:
+    """The graph with each choice of what it keeps of the tensors that both passes need."""
+    made = {step.out for step in graph.forward_steps(problem)}
+    for saves in _subsets([tensor for tensor in KEPT if tensor in made]):
+        kept = replace(graph, saves=frozenset(saves))
+        if kept.saves <= set(kept.saved(problem)):
+            again = {step.out for step in kept.backward_steps(problem)}
+            yield replace(kept, recomputes=frozenset(again.intersection(KEPT)))
+
+
+def _thin_products(graph: Graph, problem: Problem) -> list[str]:
+    made = {step.out for step in graph.steps(problem) if isinstance(step, Contraction)}
     return [name for name in THIN_PRODUCTS if name in made]
 
 
-def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))

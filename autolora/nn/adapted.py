@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
+from autolora.graphs.function import Parts
 from autolora.nn.linear import LoRALinear
 from autolora.nn.parts import plain_parts
-from autolora.nn.plan import Site
-from autolora.problem import GRADIENTS, Problem
+from autolora.nn.plan import Site, layout_of
+from autolora.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,53 +24,88 @@ class AdaptedLayer:
 
     Args:
         name: its path in the model.
-        module: a :class:`~autolora.LoRALinear` or a ``peft.tuners.lora.Linear``.
-        W: the base weight, likewise b, A and B.
-        b: its bias.
-        A: lora_A's weight.
-        B: lora_B's weight.
+        module: a :class:`~autolora.LoRALinear` or a LoRA layer of PEFT.
+        parts: its tensors.
+        dropout: the probability that it has in training.
         site: its memory; a fresh one where a PEFT layer was not accelerated yet.
     """
 
     name: str
     module: nn.Module
-    W: torch.Tensor
-    b: torch.Tensor | None
-    A: torch.Tensor
-    B: torch.Tensor
+    parts: Parts
+    dropout: float
     site: Site
 
     def problem(
         self,
         tokens: int,
         *,
-        gradients: Sequence[str] = GRADIENTS,
+        gradients: Sequence[str] | None = None,
         autocast: torch.dtype | None = None,
         device: str | None = None,
+        training: bool = True,
     ) -> Problem:
         """The problem that this layer poses for an input of ``tokens`` rows.
 
         Args:
             tokens: rows of X.
-            gradients: which of X, A, B need one.
+            gradients: which need one, by their names in a problem; all unless given.
             autocast: its dtype, None where it is off.
             device: type of the device that will train it; where its weights are unless given.
+            training: whether dropout is active.
 
         Raises:
             ValueError: dtype or device is none that graphs exist for.
         """
+        W, b, A, B, c, M = self.parts
+        here = self.base_dtype if autocast is None or self.quantised else autocast
         return Problem(
-            in_features=self.W.shape[1],
-            out_features=self.W.shape[0],
+            in_features=A.shape[1],
+            out_features=B.shape[0],
             tokens=tokens,
-            rank=self.A.shape[0],
-            dtype=_name(autocast or self.W.dtype),
-            device=device or self.W.device.type,
-            bias=self.b is not None,
-            adapter_dtype=_name(self.A.dtype),
-            compute_dtype=_name(self.site.compute_dtype or autocast or self.A.dtype),
-            gradients=tuple(gradients),
+            rank=A.shape[0],
+            dtype=_name(here),
+            device=device or self.device.type,
+            layout=layout_of(W),
+            bias=b is not None,
+            adapter_dtype=_name(A.dtype),
+            compute_dtype=_name(self.site.compute_dtype or autocast or A.dtype),
+            dropout=training and self.dropout > 0,
+            adapter_bias=c is not None,
+            variant="lora" if M is None else "dora",
+            gradients=("X", *self.weights) if gradients is None else tuple(gradients),
         )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the base is a quantised layer."""
+        return not isinstance(self.parts[0], torch.Tensor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.weights["A"].device
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """The dtype that the base product runs in without autocast."""
+        W, _, A, *_ = self.parts
+        own = W.dtype if isinstance(W, torch.Tensor) else getattr(W, "compute_dtype", None)
+        return own or A.dtype
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What of it may be trained, by its name among the gradients of a problem."""
+        _, _, A, B, c, M = self.parts
+        every = {"A": A, "B": B, "c": c, "M": M}
+        return {name: weight for name, weight in every.items() if weight is not None}
+
+    def base(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The base product alone, in a dtype."""
+        W, b = self.parts[:2]
+        if self.quantised:
+            return W(x)  # type: ignore[no-any-return]
+        return linear(x.to(dtype), W.to(dtype), None if b is None else b.to(dtype))
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
@@ -94,14 +131,14 @@ def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
 
 
 def _ours(name: str, module: LoRALinear) -> AdaptedLayer | str:
-    if module.dropout and module.training:
-        return f"dropout {module.dropout:g} while training"
     parts = plain_parts(module.base_layer, module.lora_A, module.lora_B)
-    return parts if isinstance(parts, str) else AdaptedLayer(name, module, *parts, module._autolora)
+    if isinstance(parts, str):
+        return parts
+    return AdaptedLayer(name, module, parts, module.dropout, module._autolora)
 
 
 def _peft(name: str, module: Any) -> AdaptedLayer | str:
-    from autolora.nn.peft import peft_parts, why_left
+    from autolora.nn.peft import peft_parts, training_dropout, why_left
 
     reason = why_left(module)
     if reason:
@@ -109,8 +146,9 @@ def _peft(name: str, module: Any) -> AdaptedLayer | str:
     parts = peft_parts(module)
     if isinstance(parts, str):
         return parts
-    tensors, _ = parts
-    return AdaptedLayer(name, module, *tensors, getattr(module, "_autolora", None) or Site())
+    tensors, _, _ = parts
+    site = getattr(module, "_autolora", None) or Site()
+    return AdaptedLayer(name, module, tensors, training_dropout(module), site)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -107,7 +107,9 @@ def _seen(layer: AdaptedLayer) -> Iterator[Choice]:
 
 
 def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
-    device = layer.W.device if layer.W.device.type in DEVICES else torch.device("cpu")
+    there = layer.device
+    device = there if there.type in DEVICES else torch.device("cpu")
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    yield decide(layer.problem(tokens, autocast=autocast, device=kind), device, layer.site.chooser)
+    problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
+    yield decide(problem, device, layer.site.chooser)

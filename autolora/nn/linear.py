@@ -118,9 +118,10 @@ class LoRALinear(nn.Module):
             return self._plain_forward(x)
         modules = self._modules
         parts = plain_parts(modules["base_layer"], modules["lora_A"], modules["lora_B"])
-        if isinstance(parts, str) or (self.training and self.dropout):
+        if isinstance(parts, str):
             return self._plain_forward(x)
-        Y = run_layer(self._autolora, x, parts, self.scaling)
+        p = self.dropout if self.training else 0.0
+        Y = run_layer(self._autolora, x, parts, self.scaling, p)
         return self._plain_forward(x) if Y is None else Y
 
     def _plain_forward(self, x: Tensor) -> Tensor:

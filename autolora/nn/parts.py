@@ -14,17 +14,24 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
-Parts = tuple[Tensor, Tensor | None, Tensor, Tensor]  # W, b and the weights of lora_A and lora_B
+from autolora.graphs.function import Parts
 
 PLAIN = (Parameter, Tensor)  # a subclass of these may mean anything by a product
 
 
-def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
-    """The tensors of three plain linear layers, or why they are not plain.
+def plain_parts(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> Parts | str:
+    """The tensors of the modules of a layer, or why they do not compute what a graph does.
 
     Runs at every call of a layer, so it looks straight into the modules' dictionaries.
+
+    Args:
+        base: a linear layer, a ``Conv1D`` of transformers or a quantised layer of bitsandbytes.
+        lora_A: a linear layer, likewise lora_B.
+        lora_B: may have a bias.
+        magnitude: DoRA's, a module with a weight.
     """
-    for part in (base, lora_A, lora_B):
+    kind = type(base)
+    for part in (lora_A, lora_B) if kind is not Linear else (base, lora_A, lora_B):
         if type(part) is not Linear:
             return f"a part of type {type(part).__name__}"
         if (
@@ -45,21 +52,87 @@ def plain_parts(base: Any, lora_A: Any, lora_B: Any) -> Parts | str:
         return "global module hooks"
     own, narrow, wide = base._parameters, lora_A._parameters, lora_B._parameters
     W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
-    if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
+    c, M = wide.get("bias"), None
+    if kind is not Linear or magnitude is not None:
+        reason = _changed(base) or ("" if magnitude is None else _changed(magnitude))
+        if reason:
+            return reason
+        if kind is not Linear:
+            found = _base_weight(base, W)
+            if isinstance(found, str):
+                return found
+            W = found[0]
+        if magnitude is not None:
+            M = magnitude._parameters.get("weight")
+            if type(M) not in PLAIN:
+                return "tensor subclasses or missing weights"
+            if c is not None:
+                return "DoRA with a bias in lora_B"
+            if base_layout(base) == "int8":
+                return "DoRA on 8-bit weights"
+    if not (type(A) in PLAIN and type(B) in PLAIN and (type(W) in PLAIN or W is base)):
         return "tensor subclasses or missing weights"
-    if b is not None and type(b) not in PLAIN:
+    if (b is not None and type(b) not in PLAIN) or (c is not None and type(c) not in PLAIN):
         return "tensor subclasses or missing weights"
-    if narrow.get("bias") is not None or wide.get("bias") is not None:
-        return "a bias in the adapter"
-    return W, b, A, B
+    if narrow.get("bias") is not None:
+        return "a bias in lora_A"
+    return W, b, A, B, c, M
 
 
-def dropout_of(layer: Any) -> str:
-    """Why a dropout layer keeps the fast path from holding now, ``""`` where it does not."""
-    if type(layer) is torch.nn.Identity:
-        return "hooks on its parts" if layer._forward_hooks or layer._forward_pre_hooks else ""
-    if type(layer) is not torch.nn.Dropout:
-        return f"a dropout of type {type(layer).__name__}"
-    if layer.training and layer.p > 0:
-        return f"dropout {layer.p:g} while training"
+def base_layout(base: Any) -> str:
+    """How a base layer keeps its weight, ``""`` where it is none that graphs exist for."""
+    if type(base) is Linear:
+        return "linear"
+    module, name = type(base).__module__, type(base).__name__
+    if name == "Conv1D" and module == "transformers.pytorch_utils":
+        return "conv1d"
+    if module == "bitsandbytes.nn.modules" and name in ("Linear4bit", "Linear8bitLt"):
+        return {"Linear4bit": "nf4", "Linear8bitLt": "int8"}[name]
     return ""
+
+
+def dropout_of(layer: Any) -> float | str:
+    """The probability that a dropout layer has now, or why it is none that graphs exist for."""
+    kind = type(layer)
+    if kind is not torch.nn.Identity and kind is not torch.nn.Dropout:
+        return f"a dropout of type {kind.__name__}"
+    if reason := _changed(layer):
+        return reason
+    if kind is torch.nn.Identity or not layer.training:
+        return 0.0
+    p = layer.p
+    return float(p) if 0 <= p < 1 else f"dropout {p:g} while training"
+
+
+def _changed(module: Any) -> str:
+    """Why a module need not compute what its class does, ``""`` where it does."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "hooks on its parts"
+    if module._backward_hooks or module._backward_pre_hooks:
+        return "hooks on its parts"
+    return "a replaced forward on its parts" if "forward" in module.__dict__ else ""
+
+
+def _base_weight(base: Any, weight: Any) -> tuple[Any] | str:
+    """W for a base that is no ``torch.nn.Linear``: a view, or the layer where it is quantised."""
+    layout = base_layout(base)
+    if layout == "conv1d":
+        return (weight.t(),) if type(weight) in PLAIN else "tensor subclasses or missing weights"
+    if layout == "nf4":
+        state = getattr(weight, "quant_state", None)
+        if state is None or base.compute_dtype is None:
+            return "a weight that is not quantised yet"
+        if state.quant_type != "nf4":
+            return f"a weight quantised as {state.quant_type}"
+        if getattr(state, "packing_format_for_cpu", False):
+            return "a weight packed for inference"
+        if tuple(state.shape) != (base.out_features, base.in_features):
+            return "a quantised weight of another shape than the layer's"
+        return (base,)
+    if layout == "int8":
+        if base.state.has_fp16_weights or weight.device.type != "cpu" or not base.training:
+            return "8-bit products that round the input too"
+        if weight.CB is None and base.state.CB is None:
+            return "a weight that is not quantised yet"
+        return (base,)
+    return f"a base of type {type(base).__name__}"

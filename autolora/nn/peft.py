@@ -1,4 +1,4 @@
-"""PEFT models made fast: their LoRA layers get a class with a fast ``forward``.
+"""PEFT models made fast: their LoRA layers get a subclass with a fast ``forward``.
 
 Everything else stays PEFT's: parameters, names, saving, merging, adding and switching adapters.
 """
@@ -13,20 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
-from autolora.nn.parts import Parts, dropout_of, plain_parts
+from autolora.graphs.function import Parts
+from autolora.nn.parts import base_layout, dropout_of, plain_parts
 from autolora.nn.plan import Site, run_layer
 
 try:
     from peft.tuners import lora
+    from peft.tuners.lora import dora
+    from peft.tuners.lora.variants import DoraLinearVariant
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise AutoloraError(
         "accelerate() and restore() are for PEFT models, and peft is not installed: "
         "pip install 'autolora[peft]'; or use autolora.add_lora(model, rank=...) without PEFT"
     ) from error
 
+_QUANTISED = ("Linear4bit", "Linear8bitLt")
 
-class Linear(lora.Linear):  # type: ignore[misc]
-    """A ``peft.tuners.lora.Linear`` whose plain case runs along the fastest measured graph."""
+
+class Accelerated:
+    """What every accelerated layer has before the class that PEFT gave it."""
 
     _autolora: Site
 
@@ -38,7 +43,31 @@ class Linear(lora.Linear):  # type: ignore[misc]
                 Y = run_layer(self._autolora, x, *found)
                 if Y is not None:
                     return Y
-        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return,misc]
+
+
+class Linear(Accelerated, lora.Linear):  # type: ignore[misc]
+    """A ``peft.tuners.lora.Linear`` that runs along the fastest measured graph."""
+
+
+_CLASSES: dict[type, type] = {lora.Linear: Linear}
+
+
+def accelerated_class(kind: type) -> type | None:
+    """The fast subclass of a LoRA layer's class, None where there is none."""
+    name = kind.__name__
+    if name in _QUANTISED and kind is getattr(lora, name, None) and kind not in _CLASSES:
+        _CLASSES[kind] = type(name, (Accelerated, kind), {"__module__": __name__})
+    return _CLASSES.get(kind)
+
+
+def __getattr__(name: str) -> type:
+    """The fast quantised layers by their names, for pickle; PEFT has them with bitsandbytes."""
+    kind = getattr(lora, name, None) if name in _QUANTISED else None
+    made = None if kind is None else accelerated_class(kind)
+    if made is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +100,16 @@ class Acceleration:
 
 
 def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) -> Acceleration:
-    """Makes the plain LoRA layers of a PEFT model run along the fastest measured graphs.
+    """Makes the LoRA layers of a PEFT model run along the fastest measured graphs.
 
-    Results and gradients stay those of PEFT, to the rounding of the dtypes. A layer calls PEFT's
-    own ``forward`` whenever its fast path does not hold: adapters disabled, merged or several at
-    once, ``adapter_names``, variants such as DoRA, a bias in lora_B, hooks on its parts, dropout
-    while training. Undone by :func:`restore`.
+    Results and gradients stay those of PEFT, to the rounding of the dtypes; dropout draws the mask
+    that PEFT would draw. Linear layers, ``Conv1D`` and bitsandbytes' NF4 and int8 layers are taken,
+    with LoRA, rsLoRA, LoRA-FA or DoRA. A layer calls PEFT's own ``forward`` whenever its fast path
+    does not hold: adapters disabled, merged or several at once, ``adapter_names``, other variants,
+    hooks on its parts. Undone by :func:`restore`.
 
     Args:
-        model: a PEFT model, or any module that holds ``peft.tuners.lora.Linear`` layers.
+        model: a PEFT model, or any module that holds LoRA layers of PEFT.
         compute_dtype: in which the adapter branch runs. None is what PEFT does: the dtype of the
             adapter weights, or autocast's. With float32 adapters on a bfloat16 base,
             ``torch.bfloat16`` is much faster; weights and their gradients stay float32.
@@ -100,7 +130,8 @@ def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) ->
         if reason:
             report.left.append((name, reason))
             continue
-        layer.__class__ = Linear
+        if not isinstance(layer, Accelerated):
+            layer.__class__ = accelerated_class(type(layer))
         layer._autolora = Site(compute_dtype)
         report.taken.append(name)
         parts = peft_parts(layer)
@@ -118,8 +149,8 @@ def restore(model: nn.Module) -> list[str]:
     """Undoes :func:`accelerate`; the paths of the layers that are PEFT's own again."""
     restored = []
     for name, layer in model.named_modules():
-        if type(layer) is Linear:
-            layer.__class__ = lora.Linear
+        if isinstance(layer, Accelerated):
+            layer.__class__ = type(layer).__mro__[2]
             del layer._autolora
             restored.append(name)
     return restored
@@ -134,18 +165,22 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def why_left(layer: Any) -> str:
     """Why a LoRA layer of PEFT cannot be accelerated, ``""`` where it can."""
-    if type(layer) not in (lora.Linear, Linear):
-        return f"a {type(layer).__module__.rpartition('.')[2]}.{type(layer).__name__} layer"
+    kind = type(layer)
+    if not isinstance(layer, Accelerated) and accelerated_class(kind) is None:
+        return f"a {kind.__module__.rpartition('.')[2]}.{kind.__name__} layer"
     base = layer._modules.get("base_layer")
-    if type(base) is not nn.Linear:
+    if not base_layout(base):
         return f"its base is a {type(base).__name__}"
     if "forward" in layer.__dict__:
         return "its forward was replaced"
     return ""
 
 
-def peft_parts(layer: Any) -> tuple[Parts, float] | str:
-    """The tensors and the scaling of a PEFT layer whose fast path holds now, or why it does not."""
+def peft_parts(layer: Any) -> tuple[Parts, float, float] | str:
+    """The tensors of a PEFT layer whose fast path holds now, its scaling and its dropout.
+
+    Or why it does not hold.
+    """
     if layer._disable_adapters:
         return "its adapters are disabled"
     if layer.merged_adapters:
@@ -155,21 +190,33 @@ def peft_parts(layer: Any) -> tuple[Parts, float] | str:
         if len(active) != 1:
             return "several active adapters" if active else "no active adapter"
         active = active[0]
-    if active in layer.lora_variant:
-        return f"the variant {type(layer.lora_variant[active]).__name__}"
     modules = layer._modules
+    magnitude = None
+    if active in layer.lora_variant:
+        variant = type(layer.lora_variant[active])
+        if variant is not DoraLinearVariant or dora.ENABLE_DORA_CACHING:
+            return f"the variant {variant.__name__}"
+        magnitude = modules["lora_magnitude_vector"]._modules.get(active)
+        if type(magnitude) is not dora.DoraLinearLayer:
+            return f"a magnitude of type {type(magnitude).__name__}"
     lora_A = modules["lora_A"]._modules.get(active)
     if lora_A is None:
         return "no active adapter"
-    reason = dropout_of(modules["lora_dropout"]._modules.get(active))
-    if reason:
-        return reason
+    p = dropout_of(modules["lora_dropout"]._modules.get(active))
+    if isinstance(p, str):
+        return p
     if not layer.cast_input_dtype_enabled:
         return "its input casting is disabled"
-    parts = plain_parts(modules["base_layer"], lora_A, modules["lora_B"]._modules.get(active))
+    lora_B = modules["lora_B"]._modules.get(active)
+    parts = plain_parts(modules["base_layer"], lora_A, lora_B, magnitude)
     if isinstance(parts, str):
         return parts
     s = layer.scaling[active]
     if type(s) is not float and type(s) is not int:
         return f"a scaling of type {type(s).__name__}"
-    return parts, s
+    return parts, s, p
+
+
+def training_dropout(layer: Any) -> float:
+    """The probability of dropout that the active adapter of a layer has in training."""
+    return float(getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0))

@@ -19,12 +19,12 @@ from torch.autograd import forward_ad
 
 from autolora.cache.lookup import Answer, Lookup
 from autolora.environment import Environment
-from autolora.graphs.function import run
+from autolora.graphs.function import Parts, run
 from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import Executable, executable
 from autolora.graphs.space import analytic_graph, find_graph
-from autolora.nn.parts import PLAIN, Parts
-from autolora.problem import DTYPES, GRADIENTS, Problem
+from autolora.nn.parts import PLAIN, base_layout
+from autolora.problem import DTYPES, Problem
 
 logger = logging.getLogger("autolora")
 
@@ -73,9 +73,17 @@ class Site:
         return Site, (self.compute_dtype,)  # the rest belongs to this process
 
 
-def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
-    """Runs the layer along its graph, or gives None where it must take its own plain path."""
-    W, b, A, B = parts
+def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> Tensor | None:
+    """Runs the layer along its graph, or gives None where it must take its own plain path.
+
+    Args:
+        site: the memory of the layer.
+        x: its input.
+        parts: its tensors.
+        s: the scaling.
+        p: the probability of dropout; 0 where there is none now.
+    """
+    W, b, A, B, c, M = parts
     kind = "cpu" if x.is_cpu else "cuda"
     if (
         type(x) not in PLAIN
@@ -83,8 +91,16 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or forward_ad._current_level >= 0
+        or (p and not x.is_contiguous())  # the mask is drawn in the order of the memory
     ):
         return None
+    given = x.dtype
+    if type(W) in PLAIN:
+        base: tuple[Any, ...] = (W.dtype, W.requires_grad)
+    else:  # quantised: it computes in a dtype of its own, whatever autocast says
+        own = getattr(W, "compute_dtype", None)
+        x = x if own is None else x.to(own)
+        base = (W,)
     autocast = torch.is_autocast_enabled(kind)
     key = (
         x.numel(),
@@ -93,17 +109,20 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
         x.requires_grad,
         torch.is_grad_enabled(),
         torch.get_autocast_dtype(kind) if autocast else None,
-        W.dtype,
-        W.requires_grad,
+        base,
+        b is not None and b.dtype,
         A.shape[0],
         A.dtype,
         A.requires_grad,
         B.requires_grad,
+        c is not None and c.requires_grad,
+        M is not None and M.requires_grad,
+        p > 0,
         x.device,
     )
     choice = site.choices.get(key)
     if choice is None:
-        choice = _choose(site, x, parts)
+        choice = _choose(site, x, parts, p)
         if len(site.choices) >= _MEMO_SIZE:
             site.choices.clear()
         site.choices[key] = choice
@@ -111,13 +130,15 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float) -> Tensor | None:
     if choice.executable is None:
         return None
     if not autocast:
-        return run(choice.executable, x, W, b, A, B, s)
+        Y = run(choice.executable, x, parts, s, p)
+        return Y if x.dtype == given else Y.to(given)
     # The graph has its dtypes already, and autocast would change some of them.
-    dtype = torch.get_autocast_dtype(kind)
-    x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+    if type(W) in PLAIN:
+        given = torch.get_autocast_dtype(kind)
+        x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
     torch.set_autocast_enabled(kind, False)
     try:
-        return run(choice.executable, x, W, b, A, B, s)
+        return run(choice.executable, x, (W, b, A, B, c, M), s, p).to(given)
     finally:
         torch.set_autocast_enabled(kind, True)
 
@@ -156,38 +177,59 @@ def ask(lookup: Lookup, problem: Problem, environment: Environment) -> tuple[Gra
     return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
-def problem_of(site: Site, x: Tensor, parts: Parts) -> Problem | str:
+def problem_of(site: Site, x: Tensor, parts: Parts, p: float = 0.0) -> Problem | str:
     """The problem that a call poses, or why it poses none that the graphs can answer."""
-    W, b, A, B = parts
+    W, b, A, B, c, M = parts
     device = x.device.type
     grad = torch.is_grad_enabled()
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    dtypes = {t.dtype for t in (x, W, A, B)} | ({b.dtype} if b is not None else set())
-    if x.dim() < 2 or x.shape[-1] != W.shape[1] or not x.numel():
+    quantised = not isinstance(W, Tensor)
+    outer = autocast if autocast is not None and not quantised else x.dtype
+    adapter = {t.dtype for t in (A, B, c, M) if t is not None}
+    dtypes = {x.dtype, *adapter} | {t.dtype for t in (W, b) if isinstance(t, Tensor)}
+    if x.dim() < 2 or x.shape[-1] != A.shape[1] or not x.numel():
         return "no tokens" if x.dim() > 1 else "input of one axis"
-    if not {*dtypes, autocast or x.dtype} <= _TORCH_DTYPES.keys():
+    if not {*dtypes, outer} <= _TORCH_DTYPES.keys():
         return f"dtypes {', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))}"
     if autocast is not None and torch.float64 in dtypes:
         return "float64 under autocast"
-    if autocast is None and not x.dtype == W.dtype == (W if b is None else b).dtype:
-        return f"input is {x.dtype}, base weight {W.dtype}"
-    if A.dtype != B.dtype:
-        return f"lora_A is {A.dtype}, lora_B {B.dtype}"
-    if grad and (W.requires_grad or (b is not None and b.requires_grad)):
+    if autocast is None or quantised:
+        if not quantised and x.dtype != W.dtype:
+            return f"input is {x.dtype}, base weight {W.dtype}"
+        if b is not None and x.dtype != b.dtype:
+            return f"input is {x.dtype}, base bias {b.dtype}"
+    if len(adapter) > 1:
+        return f"lora_A is {A.dtype}, lora_B {B.dtype}" + (
+            "" if A.dtype != B.dtype else ", its bias or magnitude of another dtype"
+        )
+    if grad and any(t.requires_grad for t in (W, b) if isinstance(t, Tensor)):
         return "the base layer is trained too"
-    needs = (x.requires_grad, A.requires_grad, B.requires_grad)
+    leaves = {"X": x, "A": A, "B": B, "c": c, "M": M} if grad else {}
     return Problem(
-        in_features=W.shape[1],
-        out_features=W.shape[0],
+        in_features=A.shape[1],
+        out_features=B.shape[0],
         tokens=x.numel() // x.shape[-1],
         rank=A.shape[0],
-        dtype=_TORCH_DTYPES[autocast or x.dtype],
+        dtype=_TORCH_DTYPES[outer],
         device=device,
+        layout=layout_of(W),
         bias=b is not None,
         adapter_dtype=_TORCH_DTYPES[A.dtype],
         compute_dtype=_TORCH_DTYPES[site.compute_dtype or autocast or A.dtype],
-        gradients=tuple(n for n, need in zip(GRADIENTS, needs, strict=True) if need and grad),
+        dropout=p > 0,
+        adapter_bias=c is not None,
+        variant="lora" if M is None else "dora",
+        gradients=tuple(
+            name for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad
+        ),
     )
+
+
+def layout_of(W: Any) -> str:
+    """How a base weight is kept: quantised by its layer, or in the order of its memory."""
+    if not isinstance(W, Tensor):
+        return base_layout(W)
+    return "linear" if W.is_contiguous() else "conv1d"
 
 
 def _sites(model: torch.nn.Module) -> Iterator[Site]:
@@ -197,8 +239,8 @@ def _sites(model: torch.nn.Module) -> Iterator[Site]:
             yield site
 
 
-def _choose(site: Site, x: Tensor, parts: Parts) -> Choice:
-    problem = problem_of(site, x, parts)
+def _choose(site: Site, x: Tensor, parts: Parts, p: float) -> Choice:
+    problem = problem_of(site, x, parts, p)
     if isinstance(problem, str):
         return Choice(None, Graph(REFERENCE), "left", problem)
     return decide(problem, x.device, site.chooser)

@@ -5,7 +5,8 @@ Measured on random data against float64, at two sizes of the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor
 
 from autolora.cache.record import Verdict
-from autolora.graphs.function import reference
+from autolora.graphs.dropout import keep
 from autolora.graphs.graph import Graph
+from autolora.graphs.quantised import dense
 from autolora.graphs.space import reference_graph
 from autolora.problem import Problem
 from autolora.tuning.data import SCALING, Data
 
 MAGNITUDES = (1e-1, 1e-3)  # of ‖s·BA‖/‖W‖: a trained adapter, and one that has hardly begun
-OUTPUTS = ("Y", "dX", "dA", "dB")
 
 _TOLERANCE = 2.0  # times the reference's own error
 # Added to it: what the order of summation alone may change. Two float32 libraries differ by a few
@@ -41,8 +42,8 @@ class _Figures:
 def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
     """Whether a graph is as accurate as the reference graph of its problem.
 
-    The relative error of an output is ``‖V − V₆₄‖ / ‖V₆₄‖`` over Y, dX, dA and dB. The adapter gain
-    is ``⟨Y − Y₀, ΔY⟩ / ‖ΔY‖²`` with Y₀ the same graph at B = 0 and ΔY the exact effect of the
+    The relative error of an output is ``‖V − V₆₄‖ / ‖V₆₄‖`` over Y and the gradients. The adapter
+    gain is ``⟨Y − Y₀, ΔY⟩ / ‖ΔY‖²`` with Y₀ the same graph at B = 0 and ΔY the exact effect of the
     adapter: 1 if the sum keeps it, 0 if rounding swallows it. Each error may be at most twice the
     reference's, the gain at most twice as far from 1, both with a small floor.
     """
@@ -52,7 +53,7 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
     reason = ""
     for magnitude, figures, limits in zip(MAGNITUDES, mine, theirs, strict=True):
         for output, error in figures.errors.items():
-            dtype = problem.compute_dtype if output in ("dA", "dB") else problem.dtype
+            dtype = problem.dtype if output in ("Y", "dX") else problem.compute_dtype
             allowed = _TOLERANCE * limits.errors[output] + _FLOOR[dtype]
             if not error <= allowed:
                 reason = reason or (
@@ -81,7 +82,8 @@ def _figures(graph: Graph, problem: Problem, device: torch.device) -> tuple[_Fig
 def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> _Figures:
     data, exact, effect = _oracle(problem, device, magnitude)
     data.clear()
-    Y = data.forward(graph)()
+    with _same_mask(device):
+        Y = data.forward(graph)()
     results = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G)  # type: ignore[no-untyped-call]
@@ -91,11 +93,19 @@ def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) 
             if tensor.grad is not None
         }
     errors = {name: _relative(value, exact[name]) for name, value in results.items()}
-    with torch.no_grad():
+    with torch.no_grad(), _same_mask(device):
         Y0 = replace(data, B=torch.zeros_like(data.B)).forward(graph)()
     moved = (results["Y"].double() - Y0.double()).flatten()
     flat = effect.flatten()
     return _Figures(errors, float(moved @ flat / (flat @ flat)))
+
+
+@contextmanager
+def _same_mask(device: torch.device) -> Iterator[None]:
+    """Whatever draws dropout's mask first draws the same."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(1)
+        yield
 
 
 @lru_cache(maxsize=4)
@@ -108,15 +118,34 @@ def _oracle(
         name: tensor.detach().double().requires_grad_(tensor.requires_grad)
         for name, tensor in data.leaves.items()
     }
-    W, b = data.W.double(), None if data.b is None else data.b.double()
-    X, A, B = leaves["X"], leaves["A"], leaves["B"]
-    Y = reference(X, W, b, A, B, SCALING, torch.float64)
+    weight = data.W if isinstance(data.W, Tensor) else dense(data.W, data.X.dtype)
+    frozen = weight.double(), None if data.b is None else data.b.double()
+    mask = torch.ones((), dtype=torch.float64, device=device)
+    if problem.dropout:
+        with _same_mask(device):
+            mask = keep(data.X, data.p, data.A.dtype).double() / (1 - data.p)
+    Y = _exact(*frozen, leaves, mask)
     exact = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G.double())  # type: ignore[no-untyped-call]
         exact |= {f"d{name}": t.grad for name, t in leaves.items() if t.grad is not None}
-    effect = (X @ A.t() @ B.t() * SCALING).detach()
+    with torch.no_grad():
+        without = {**leaves, "B": torch.zeros_like(leaves["B"])}
+        effect = exact["Y"] - _exact(*frozen, without, mask)
     return data, exact, effect
+
+
+def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """The defining equation, ``mask`` being dropout's with its factor."""
+    X, A, B = leaves["X"], leaves["A"], leaves["B"]
+    D = X * mask
+    Y, U = X @ W.t(), SCALING * (D @ A.t() @ B.t())
+    if "M" in leaves:
+        g = leaves["M"] / (W + SCALING * B.detach() @ A.detach()).norm(dim=1)
+        Y, U = Y + (g - 1) * (D @ W.t()), g * U
+    if "c" in leaves:
+        U = U + SCALING * leaves["c"]
+    return Y + U if b is None else Y + U + b
 
 
 def _relative(value: Tensor, exact: Tensor) -> float:

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.problem import GRADIENTS, Problem
+from autolora.problem import Problem
 from autolora.tuning.model_file import one_line
 from autolora.tuning.target import DEFAULT_BATCH_SIZE, Target
 
@@ -140,7 +139,7 @@ def model_problems(
     layers = adapted_layers(model)
     first = [each for each in layers if _reads_the_same(each, layers[0])]
     for layer in layers:
-        weights = tuple(n for n, p in (("A", layer.A), ("B", layer.B)) if p.requires_grad)
+        weights = tuple(name for name, w in layer.weights.items() if w.requires_grad)
         for needs in (weights, ("X", *weights)) if layer in first else (("X", *weights),):
             for count in tokens:
                 _note(found, layer, count, needs, autocast, device)
@@ -167,21 +166,21 @@ def run_problems(
     found = Capture(left=left_layers(model))
     layers = adapted_layers(model)
     seen: set[str] = set()
-    kind = device or (layers[0].W.device.type if layers else "cpu")
+    kind = device or (layers[0].device.type if layers else "cpu")
 
     def note(layer: AdaptedLayer, x: Tensor) -> torch.dtype:
         seen.add(layer.name)
         active = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        flags = (x.requires_grad, layer.A.requires_grad, layer.B.requires_grad)
-        needs = tuple(n for n, flag in zip(GRADIENTS, flags, strict=True) if flag)
+        leaves = {"X": x, **layer.weights}
+        needs = tuple(name for name, leaf in leaves.items() if leaf.requires_grad)
         if x.dim() < 2 or not x.numel():
             _leave(found, layer, "its input has no tokens")
-        elif active is None and x.dtype != layer.W.dtype:
-            _leave(found, layer, f"its input is {x.dtype}, its base weight {layer.W.dtype}")
+        elif active is None and not layer.quantised and x.dtype != layer.base_dtype:
+            _leave(found, layer, f"its input is {x.dtype}, its base weight {layer.base_dtype}")
         else:
             needs = needs if torch.is_grad_enabled() else ()
             _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
-        return active or layer.W.dtype
+        return active or layer.base_dtype
 
     with _train_mode(model), _watched(layers, note), torch.enable_grad(), _autocast(kind, autocast):
         try:
@@ -203,7 +202,10 @@ def _reads_the_same(layer: AdaptedLayer, first: AdaptedLayer) -> bool:
     def parent(name: str) -> str:
         return name.rpartition(".")[0]
 
-    return parent(layer.name) == parent(first.name) and layer.W.shape[1] == first.W.shape[1]
+    def width(layer: AdaptedLayer) -> int:
+        return layer.weights["A"].shape[1]
+
+    return parent(layer.name) == parent(first.name) and width(layer) == width(first)
 
 
 def _note(
@@ -232,10 +234,10 @@ def _watched(layers: Sequence[AdaptedLayer], note: Any) -> Iterator[None]:
 
     def watch(layer: AdaptedLayer) -> Any:
         def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            dtype = note(layer, x)
-            b = layer.b if layer.b is None else layer.b.to(dtype)
-            Y = linear(x.to(dtype), layer.W.to(dtype), b)
-            return Y + 0 * (layer.A.sum() + layer.B.sum()).to(dtype)  # so that Y needs a gradient
+            Y = layer.base(x, note(layer, x))
+            for weight in layer.weights.values():
+                Y = Y + 0 * weight.sum().to(Y.dtype)  # so that Y needs a gradient
+            return Y
 
         return forward
 

@@ -51,8 +51,12 @@ def turn_on(device: torch.device) -> FileLock:
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """Whatever mode the caller is in, a graph is timed as a layer in training runs it."""
+    """Whatever mode the caller is in, a graph is timed as a layer in training runs it.
+
+    Dropout draws its masks; the caller's random numbers stay what they were.
+    """
     with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),

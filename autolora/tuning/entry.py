@@ -59,7 +59,7 @@ def tune(
             f"this {type(model).__name__} has no LoRA layer that can be tuned"
             + "".join(f"; {name}: {reason}" for name, reason in left_layers(model)[:3])
         )
-    device = layers[0].W.device
+    device = layers[0].device
     if device.type not in DEVICES:
         raise AutoloraError(
             f"the model is on {device}; move it to the {' or '.join(DEVICES)} device that will "

@@ -9,16 +9,18 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from autolora.graphs.contraction import AXES
-from autolora.graphs.graph import REFERENCE, Graph, home_dtype, sizes_of
-from autolora.graphs.source import Line, lines, statement
+from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.source import PARAMETERS, Line, lines, statement
 from autolora.graphs.space import onednn_products
+from autolora.graphs.tensors import home_dtype, sizes_of
 from autolora.problem import Problem
-from autolora.tuning.data import SCALING, Data, normal_numbers
+from autolora.tuning.data import DROPOUT, SCALING, Data, normal_numbers
 from autolora.tuning.stopwatch import Measure
 
 _PASSES = 5
@@ -164,7 +166,7 @@ def _dtype(variable: str, problem: Problem) -> str:
     tensor, _, converted = variable.partition("_")
     if converted:
         return converted
-    if tensor in ("A", "B"):
+    if tensor in PARAMETERS:
         return problem.adapter_dtype
     return home_dtype(tensor, problem)
 
@@ -175,25 +177,29 @@ class _Values:
     def __init__(self, data: Data) -> None:
         self.data = data
         self.sizes = sizes_of(data.problem)
-        self.made: dict[tuple[str, bool], Tensor] = {}
+        self.made: dict[tuple[str, bool], Any] = {}
         self.generator = torch.Generator(data.X.device)  # the caller's own stays untouched
 
     def of(self, line: Line) -> dict[str, object]:
         values: dict[str, object] = {name: self._value(name, line) for name in line.reads}
-        return {**values, "s": SCALING}
+        return {**values, "s": SCALING, "sk": SCALING, "p": DROPOUT}
 
-    def _value(self, variable: str, line: Line) -> Tensor:
+    def _value(self, variable: str, line: Line) -> Any:
         view = variable in line.views
         if (variable, view) not in self.made:
             self.made[variable, view] = self._make(variable, view)
         return self.made[variable, view]
 
-    def _make(self, variable: str, view: bool) -> Tensor:
+    def _make(self, variable: str, view: bool) -> Any:
+        if variable == "Q":
+            return self.data.W
         given = getattr(self.data, variable, None)
         if isinstance(given, Tensor):
             return given.detach()
         shape = [self.sizes[axis] for axis in AXES[_tensor(variable)]]
         dtype = getattr(torch, _dtype(variable, self.data.problem))
-        shape = shape[::-1] if view else shape
-        made = normal_numbers(shape, self.generator).to(dtype)
-        return made.t() if view else made
+        turned = view or (variable == "V" and self.data.problem.layout == "conv1d")
+        shape = shape[::-1] if turned else shape
+        made = normal_numbers(shape, self.generator)
+        made = made.gt(-1).to(dtype) if variable == "K" else made.to(dtype)
+        return made.t() if turned else made

@@ -141,7 +141,7 @@ def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None
 def _convert(model: nn.Module, adapters: Adapters) -> None:
     """Gives a model with LoRA layers the dtypes asked for; adapters keep theirs unless told."""
     if adapters.dtype is not None:
-        own = {id(p): p.dtype for layer in adapted_layers(model) for p in (layer.A, layer.B)}
+        own = {id(p): p.dtype for layer in adapted_layers(model) for p in layer.weights.values()}
         for parameter in model.parameters():
             if parameter.is_floating_point() and id(parameter) not in own:
                 parameter.data = parameter.data.to(adapters.dtype)
@@ -150,8 +150,8 @@ def _convert(model: nn.Module, adapters: Adapters) -> None:
                 buffer.data = buffer.data.to(adapters.dtype)
     if adapters.adapter_dtype is not None:
         for layer in adapted_layers(model):
-            layer.A.data = layer.A.data.to(adapters.adapter_dtype)
-            layer.B.data = layer.B.data.to(adapters.adapter_dtype)
+            for weight in layer.weights.values():
+                weight.data = weight.data.to(adapters.adapter_dtype)
     if adapters.compute_dtype is not None:
         if "peft" in sys.modules:  # only an accelerated layer of PEFT's has a compute_dtype
             from autolora.nn.peft import accelerate, lora_layers

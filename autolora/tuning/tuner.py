@@ -166,6 +166,9 @@ def tune_problems(
             result.interrupted = True
             result.unfinished += [p for p, *_ in todo[number:]]
             break
+        except AutoloraError as error:
+            logger.warning("autolora: %s was not measured: %s", problem, error)
+            result.failed.append((problem, str(error)))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
