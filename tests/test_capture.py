@@ -287,7 +287,7 @@ def test_layers_that_cannot_be_tuned(write):
         _peft()
         + "model.add_adapter('two', config)\nmodel.base_model.set_adapter(['default', 'two'])\n"
     )
-    with pytest.raises(AutoloraError, match="of the 8 LoRA layers.*several active adapters"):
+    with pytest.raises(AutoloraError, match=r"of the 8 LoRA layers.*several active adapters"):
         load_target(write(source), Adapters())
 
 

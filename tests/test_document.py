@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from records import CPU, OLDER, SAVED, make_problem, make_record
 
 from autolora.cache import files
-from autolora.cache.document import parse, render
+from autolora.cache.document import NewerSchema, parse, render
 from autolora.cache.record import Record
 from autolora.cache.store import TimingCache
 from autolora.errors import AutoloraError

@@ -1,4 +1,4 @@
-"""Every common kind of LoRA, by PEFT, against its accelerated copy: loss, gradients, random state."""
+"""Every common kind of LoRA, by PEFT and accelerated: the same losses, gradients and masks."""
 
 import copy
 import pickle
