@@ -9,7 +9,6 @@ of paired ratios. Each problem is tuned first, into a temporary cache file.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import os
@@ -17,8 +16,10 @@ import random
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
+from typing import Any
 
 import peft
 import torch
@@ -28,6 +29,7 @@ import autolora
 from autolora.graphs.space import flops_graph
 from autolora.nn.adapted import adapted_layers
 from autolora.nn.plan import pin
+from autolora.tuning.quantise import quantised
 from autolora.tuning.stopwatch import paired
 
 SHAPES = [  # tokens, in, out
@@ -40,58 +42,99 @@ SHAPES = [  # tokens, in, out
 ]
 RANKS = [8, 32, 128]
 BF16 = torch.bfloat16
-# name → dtype of the base, dtype of the adapters, autocast, compute_dtype, target
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How the layer is trained.
+
+    Args:
+        base: dtype of the base, or what it is quantised to compute in.
+        adapter: dtype of the adapters.
+        target: the speed-up aimed at, as a geometric mean over the grid.
+        autocast: whether in bfloat16.
+        compute: autolora's compute_dtype.
+        layout: linear, or nf4.
+        lora: more of PEFT's configuration.
+    """
+
+    base: torch.dtype = torch.float32
+    adapter: torch.dtype = torch.float32
+    target: float | None = None
+    autocast: bool = False
+    compute: torch.dtype | None = None
+    layout: str = "linear"
+    lora: dict[str, Any] = field(default_factory=dict)
+
+
+DROPOUT, DORA = {"lora_dropout": 0.1}, {"use_dora": True}
 REGIMES = {
-    "float32": (torch.float32, torch.float32, False, None, 1.20),
-    "bfloat16": (BF16, BF16, False, None, 1.15),
-    "bfloat16, float32 adapters, autocast": (BF16, torch.float32, True, None, 1.20),
-    "bfloat16, float32 adapters, compute_dtype": (BF16, torch.float32, False, BF16, 2.0),
-    "bfloat16, float32 adapters": (BF16, torch.float32, False, None, None),
+    "float32": Regime(target=1.20),
+    "bfloat16": Regime(BF16, BF16, 1.15),
+    "bfloat16, float32 adapters, autocast": Regime(BF16, target=1.20, autocast=True),
+    "bfloat16, float32 adapters, compute_dtype": Regime(BF16, target=2.0, compute=BF16),
+    "bfloat16, float32 adapters": Regime(BF16),
+    "dropout, float32": Regime(target=1.15, lora=DROPOUT),
+    "dropout, bfloat16": Regime(BF16, BF16, 1.15, lora=DROPOUT),
+    "dropout, bfloat16, float32 adapters, autocast": Regime(
+        BF16, target=1.15, autocast=True, lora=DROPOUT
+    ),
+    "nf4, float32": Regime(target=1.15, layout="nf4"),
+    "nf4, bfloat16": Regime(BF16, BF16, 1.15, layout="nf4"),
+    "nf4, bfloat16, float32 adapters, autocast": Regime(
+        BF16, target=1.15, autocast=True, layout="nf4"
+    ),
+    "DoRA, float32": Regime(target=1.20, lora=DORA),
+    "DoRA, bfloat16": Regime(BF16, BF16, 1.20, lora=DORA),
+    "DoRA, dropout, float32": Regime(target=1.20, lora=DORA | DROPOUT),
 }
 
 
 class One(nn.Module):
     """A model of a single linear layer, which PEFT can adapt."""
 
-    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype) -> None:
+    def __init__(self, in_features: int, out_features: int, regime: Regime) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, out_features, bias=False, dtype=dtype)
+        self.linear = nn.Linear(in_features, out_features, bias=False, dtype=regime.base)
+        self.is_loaded_in_4bit = regime.layout == "nf4"
+        if self.is_loaded_in_4bit:
+            self.linear = quantised(self.linear.weight.data, None, "nf4")
 
     def forward(self, x):
         """X → Y."""
         return self.linear(x)
 
 
-def peft_model(shape, rank, base, adapter):
+def peft_model(shape, rank, regime):
     """A PEFT model of one layer with adapters that have been trained a little."""
     _, i, o = shape
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["linear"])
-    model = peft.get_peft_model(One(i, o, base), config, autocast_adapter_dtype=False)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["linear"], **regime.lora)
+    model = peft.get_peft_model(One(i, o, regime), config, autocast_adapter_dtype=False)
     layer = model.base_model.model.linear
-    for part in (layer.lora_A, layer.lora_B):
-        part.to(adapter)
+    for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+        part.to(regime.adapter)
     nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
-    return model
+    return model.train()
 
 
 def bench(regime, shape, rank, rounds, seconds):
     """Tunes one case and times it; the ratios and times of the case."""
-    base, adapter, autocast, compute, _ = REGIMES[regime]
+    how = REGIMES[regime]
     tokens, i, o = shape
-    plain = peft_model(shape, rank, base, adapter)
-    models = {"peft": plain, "autolora": copy.deepcopy(plain), "flops": copy.deepcopy(plain)}
-    context = torch.autocast("cpu", BF16) if autocast else nullcontext()
+    models = {name: peft_model(shape, rank, how) for name in ("peft", "autolora", "flops")}
+    context = torch.autocast("cpu", BF16) if how.autocast else nullcontext()
     for name in ("autolora", "flops"):
-        autolora.accelerate(models[name], compute_dtype=compute)
+        autolora.accelerate(models[name], compute_dtype=how.compute)
     (adapted,) = adapted_layers(models["autolora"])
     start = time.perf_counter()
-    tuned = autolora.tune(adapted.problem(tokens, autocast=BF16 if autocast else None))
+    tuned = autolora.tune(adapted.problem(tokens, autocast=BF16 if how.autocast else None))
     (record,) = tuned.records or tuned.skipped  # autocast and compute_dtype pose the same problem
     tuning = time.perf_counter() - start
     pin(models["flops"], flops_graph)
-    models["floor"] = copy.deepcopy(plain.base_model.model.linear.base_layer)
-    X = torch.randn(tokens, i, dtype=base, requires_grad=True)
-    G = torch.randn(tokens, o, dtype=base)
+    models["floor"] = peft_model(shape, rank, how).base_model.model.linear.base_layer
+    X = torch.randn(tokens, i, dtype=how.base, requires_grad=True)
+    G = torch.randn(tokens, o, dtype=how.base)
     layers = {
         name: m if name == "floor" else m.base_model.model.linear for name, m in models.items()
     }
@@ -164,7 +207,7 @@ def main() -> None:
                     )
             these = [row for row in rows if row["regime"] == regime]
             bare = geometric_mean(row["ms"]["peft"] / row["ms"]["floor"] for row in these)
-            target = REGIMES[regime][4]
+            target = REGIMES[regime].target
             print(
                 f"geometric mean {geometric_mean(r['speedup'] for r in these):.3f}x"
                 f"{f' (target {target:.2f}x)' if target else ''}, "

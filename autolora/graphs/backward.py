@@ -38,16 +38,22 @@ _DX_DORA: Routes = {
     ),
     "merged": (Contraction("dX", "G", "Vg"),),
 }
-_DX_DORA_DROPOUT: Routes = {
-    "two_products": (
-        Contraction("dX", "G", "W"),
-        Elementwise(
-            "dX",
-            ("dX", "T", "K"),
-            "dX = dX + K·T/(1 − p)",
-            "{dX}.addcmul_({T}, {K!}.to(torch.{dtype}), value=1 / (1 - p))",
-        ),
+_DX_TWO_INPUTS = (
+    Contraction("dX", "G", "W"),
+    Elementwise(
+        "dX",
+        ("dX", "T", "K"),
+        "dX = dX + K·T/(1 − p)",
+        "{dX}.addcmul_({T}, {K!}.to(torch.{dtype}), value=1 / (1 - p))",
     ),
+)
+_DX_DORA_DROPOUT: Routes = {
+    "lowrank": (
+        Contraction("T", "Gm", "W"),
+        Contraction("T", "Z", "A", onto="T"),
+        *_DX_TWO_INPUTS,
+    ),
+    "merged": (Contraction("T", "G", "F"), *_DX_TWO_INPUTS),
 }
 
 _DA: Routes = {
@@ -91,6 +97,7 @@ _INTERMEDIATES: tuple[Step, ...] = (
     Join("WA", "W", "A"),
     Contraction("T", "Z", "A"),
     Elementwise("Gg", ("G", "g"), "Gg = g·G", "{G} * {g}"),
+    Elementwise("Gm", ("G", "g"), "Gm = (g − 1)·G", "{G} * ({g} - 1)"),
     Elementwise("Bg", ("B", "g"), "Bg = g·B", "{B} * {g}.unsqueeze(1)"),
     Elementwise("F", ("V", "g", "W"), "F = g·V − W", "({V} * {g}.unsqueeze(1)).sub_({W})"),
 )
@@ -118,10 +125,7 @@ def routes(problem: Problem) -> dict[str, Routes]:
 
 def intermediates(problem: Problem) -> Mapping[str, Step]:
     """How to make each tensor that a step may read and that is not given, by name."""
-    table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
-    if problem.dropout and problem.variant == "dora":
-        table["T"] = Contraction("T", "G", "F")
-    return table
+    return {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
 
 
 def _adjusted(step: Step, problem: Problem) -> Step:

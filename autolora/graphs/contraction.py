@@ -37,6 +37,7 @@ AXES = {
     "Bg": "or",  # g·B
     "G": "mo",  # dY
     "Gg": "mo",  # g·G
+    "Gm": "mo",  # (g − 1)·G
     "Z": "mr",  # s·G B
     "T": "mi",  # Z A
     "P": "oi",  # Gᵀ X, or Gᵀ D

@@ -42,13 +42,17 @@ _DORA: dict[str, tuple[Step, ...]] = {
     ),
     "merged": (_SCALED_U,),
     "scaled": (Contraction("Y", "X", "Vg", onto="b"),),
+    "one_product": (Contraction("U", "Xh", "WB"), _SCALED_U),
 }
 
+_TWO_INPUTS = (
+    Contraction("Y", "R", "W", onto="b"),
+    Elementwise("Y", ("Y", "U", "g"), "Y = Y + g·U", "{Y}.addcmul_({U}, {g})"),
+)
 _DORA_DROPOUT: dict[str, tuple[Step, ...]] = {
-    "two_products": (
-        Contraction("Y", "R", "W", onto="b"),
-        Elementwise("Y", ("Y", "U", "g"), "Y = Y + g·U", "{Y}.addcmul_({U}, {g})"),
-    ),
+    "base_first": (*_DORA["base_first"][:2], *_TWO_INPUTS),
+    "merged": _TWO_INPUTS,
+    "one_product": (_DORA["one_product"][0], *_TWO_INPUTS),
 }
 
 _INTERMEDIATES: tuple[Step, ...] = (
@@ -100,7 +104,7 @@ def intermediates(problem: Problem) -> Mapping[str, Step]:
     """How to make each tensor that a step may read and that is not given, by name."""
     table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
     if problem.dropout and problem.variant == "dora":
-        table |= {"D": _DORA_D, "R": _R}
+        table |= {"D": _DORA_D, "R": _R, "Xh": Join("Xh", "D", "h")}
     if not problem.bias:
         table["bc"] = _NO_BIAS_BC
     if problem.layout in QUANTISED:

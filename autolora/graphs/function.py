@@ -91,7 +91,7 @@ def _differentiable(
     held = dict(zip(executable.keeps, saved, strict=True))
     compute = getattr(torch, problem.compute_dtype)
     stored = getattr(torch, problem.adapter_dtype)
-    if problem.variant == "dora" or ("D" in held and "X" in needs):
+    if problem.variant == "dora" or "V" in held or ("D" in held and "X" in needs):
         raise _not_twice()
     g = G.to(compute)
     A, B = (held[name].to(compute) if name in held else None for name in ("A", "B"))
@@ -126,6 +126,6 @@ def _differentiable(
 def _not_twice() -> RuntimeError:
     return RuntimeError(
         "the gradient of this LoRA layer cannot be differentiated again along its graph, which "
-        "keeps too little for that (lora_A is frozen, or there is dropout or DoRA); call "
-        "autolora.restore(model) to train this model with create_graph=True"
+        "keeps too little for that (lora_A is frozen, there is dropout or DoRA, or the merged "
+        "weight was kept); call autolora.restore(model) to train this model with create_graph=True"
     )

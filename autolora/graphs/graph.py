@@ -21,7 +21,7 @@ from autolora.problem import QUANTISED, Problem
 REFERENCE = "reference"
 
 # What the backward pass may need of the forward: kept, or made again. A choice of each graph.
-KEPT = ("h", "D", "U")
+KEPT = ("h", "D", "U", "V")
 _ALWAYS_KEPT = frozenset({"K", "N", "g"})  # dropout's mask cannot be drawn again; the rest is tiny
 _PARAMETERS = frozenset({"W", "Q", "b", "A", "B", "c", "M"})
 
@@ -63,7 +63,7 @@ class Graph:
         for tensor in KEPT:
             if tensor in self.saves:
                 parts.append(f"{tensor}=saved")
-            elif tensor in self.recomputes:
+            elif tensor in self.recomputes and tensor != "V":  # its names are older than the choice
                 parts.append(f"{tensor}=recomputed")
         parts += [
             f"{label}={route}"

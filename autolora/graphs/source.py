@@ -234,7 +234,8 @@ class _Emitter:
         return f"nothing_{dtype}" if self.problem.device == "cpu" else f"{like}.new_empty(())"
 
     def _join(self, step: Join) -> None:
-        first, second = (self._in(name, home_dtype(name, self.problem)) for name in step.reads)
+        first = self._in(step.first, home_dtype(step.out, self.problem))
+        second = self._in(step.second, home_dtype(step.second, self.problem))
         part = f"{second}.mul({self.scale})" if step.scaled else second
         if home_dtype(step.second, self.problem) != self.problem.dtype:
             part += f".to(torch.{self.problem.dtype})"

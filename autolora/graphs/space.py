@@ -8,13 +8,11 @@ from functools import lru_cache
 from itertools import chain, combinations, product
 from types import MappingProxyType
 
-from autolora.graphs import backward, forward
+from autolora.graphs import backward, baseline, forward
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import KEPT, REFERENCE, Graph
 from autolora.graphs.tensors import run_dtype, sizeless
 from autolora.problem import GRADIENTS, Problem
-
-_NEVER_ROUND_THE_MERGED_WEIGHT = {"base_first", "lowrank", "two_products", ""}
 
 # FLOPs that take as long as moving one byte, for the choice that is made without measurements.
 _FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
@@ -49,18 +47,27 @@ def find_graph(name: str, problem: Problem) -> Graph | None:
     return found if found.name == name else None
 
 
+@lru_cache(maxsize=1024)
 def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     """Every graph that computes a problem, by name, the reference graph first, all with BLAS.
 
+    No graph keeps more for the backward pass than the reference: the merged weight may be kept only
+    where it is no larger than what PEFT keeps instead.
     Which library computes a product is a choice of its own, see :func:`onednn_products`.
     """
-    return _valid_graphs(sizeless(problem))
+    most = baseline.saved_bytes(problem)
+    return MappingProxyType(
+        {
+            name: graph
+            for name, graph in _graphs(sizeless(problem)).items()
+            if "V" not in graph.saves or graph.saved_bytes(problem) <= most
+        }
+    )
 
 
 @lru_cache(maxsize=256)
-def _valid_graphs(problem: Problem) -> Mapping[str, Graph]:
-    graphs = [Graph(REFERENCE), *_compositions(problem)]
-    return MappingProxyType({graph.name: graph for graph in graphs})
+def _graphs(problem: Problem) -> dict[str, Graph]:
+    return {graph.name: graph for graph in (Graph(REFERENCE), *_compositions(problem))}
 
 
 def reference_graph(problem: Problem) -> Graph:
@@ -88,7 +95,7 @@ def analytic_graph(problem: Problem) -> Graph:
         (
             graph
             for graph in _written(problem)
-            if exact or {graph.forward, graph.dx} <= _NEVER_ROUND_THE_MERGED_WEIGHT
+            if exact or (graph.forward == "base_first" and graph.dx in ("", "lowrank"))
         ),
         key=lambda graph: (
             graph.flops(problem) + balance * graph.bytes(problem),

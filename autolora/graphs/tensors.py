@@ -29,8 +29,9 @@ def home_dtype(tensor: str, problem: Problem) -> str:
     """The dtype that the graphs of a problem keep a tensor in."""
     if tensor in ("K", "Q"):
         return "uint8"
-    if tensor in ("V", "F") and problem.dropout:  # DoRA's: what they differ from W by is small
-        return problem.compute_dtype
+    if problem.variant == "dora" and (tensor in ("V", "F") or (tensor == "U" and problem.dropout)):
+        # PEFT takes the norms of V in the adapter's dtype, and sends dropout(X) through W in it
+        return max(problem.dtype, problem.compute_dtype, key=BYTES.__getitem__)
     return problem.compute_dtype if tensor in ADAPTER_TENSORS else problem.dtype
 
 

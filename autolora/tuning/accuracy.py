@@ -33,10 +33,14 @@ _TOKENS = 64  # errors hardly depend on tokens; the oracle's cost does
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Relative errors of the outputs and the adapter gain, at one magnitude."""
+    """Relative errors of the outputs, the adapter gain and its noise, at one magnitude.
+
+    The gain is the slope of a regression over the elements of Y, the noise its standard error.
+    """
 
     errors: Mapping[str, float]
     gain: float
+    noise: float
 
 
 def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
@@ -45,7 +49,8 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
     The relative error of an output is ``‖V − V₆₄‖ / ‖V₆₄‖`` over Y and the gradients. The adapter
     gain is ``⟨Y − Y₀, ΔY⟩ / ‖ΔY‖²`` with Y₀ the same graph at B = 0 and ΔY the exact effect of the
     adapter: 1 if the sum keeps it, 0 if rounding swallows it. Each error may be at most twice the
-    reference's, the gain at most twice as far from 1, both with a small floor.
+    reference's, the gain at most twice as far from 1, both with a small floor, and the gain with
+    two of its standard errors.
     """
     small = problem.at(min(problem.tokens, _TOKENS))
     mine = _figures(graph, small, device)
@@ -59,7 +64,8 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
                 reason = reason or (
                     f"error of {output} {error:.1e} > {allowed:.1e} at adapter size {magnitude:g}"
                 )
-        allowed = _TOLERANCE * abs(limits.gain - 1) + _GAIN_FLOOR
+        noise = 2 * (figures.noise + limits.noise)
+        allowed = _TOLERANCE * abs(limits.gain - 1) + _GAIN_FLOOR + noise
         if not abs(figures.gain - 1) <= allowed:
             reason = reason or f"adapter gain {figures.gain:.3f} at adapter size {magnitude:g}"
     return Verdict(
@@ -97,7 +103,9 @@ def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) 
         Y0 = replace(data, B=torch.zeros_like(data.B)).forward(graph)()
     moved = (results["Y"].double() - Y0.double()).flatten()
     flat = effect.flatten()
-    return _Figures(errors, float(moved @ flat / (flat @ flat)))
+    gain = moved @ flat / (flat @ flat)
+    noise = (moved - gain * flat).norm() / (flat.norm() * flat.numel() ** 0.5)
+    return _Figures(errors, float(gain), float(noise))
 
 
 @contextmanager
