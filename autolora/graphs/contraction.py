@@ -50,10 +50,10 @@ AXES = {
     "dM": "o",
 }
 
-# Everything of the adapter branch runs in compute_dtype, everything else in dtype.
-ADAPTER_TENSORS = frozenset(
-    {"A", "B", "c", "M", "D", "h", "N", "g", "Bg", "Z", "T", "P", "dA", "dB", "dc", "dM"}
-)
+# The matrices of the adapter branch are kept in compute_dtype, its vectors, which cost nothing, in
+# adapter_dtype, and everything else in dtype.
+ADAPTER_TENSORS = frozenset({"A", "B", "D", "h", "Bg", "Z", "T", "P", "dA", "dB"})
+ADAPTER_VECTORS = frozenset({"c", "M", "N", "g", "dc", "dM"})
 
 # Products over, or with, the rank axis alone: these have two orientations worth telling apart.
 THIN_PRODUCTS = ("h", "Z", "dA", "dB")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from autolora.graphs import backward, baseline, forward
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import KEPT, REFERENCE, Graph
-from autolora.graphs.tensors import run_dtype, sizeless
+from autolora.graphs.tensors import BYTES, run_dtype, sizeless
 from autolora.problem import GRADIENTS, Problem
 
 # FLOPs that take as long as moving one byte, for the choice that is made without measurements.
@@ -86,23 +86,36 @@ def flops_graph(problem: Problem) -> Graph:
 def analytic_graph(problem: Problem) -> Graph:
     """The choice without measurements: the least FLOPs and bytes together, all kept that can be.
 
-    Where the adapter computes in another dtype than the base, graphs that would round the merged
-    weight to the base's dtype are left out: only a measured verdict may allow them.
+    Graphs that may be less accurate than the reference are left out: only a measured verdict may
+    allow them.
     """
     balance = _FLOPS_PER_BYTE[problem.device]
-    exact = problem.dtype == problem.compute_dtype
     return min(
-        (
-            graph
-            for graph in _written(problem)
-            if exact or (graph.forward == "base_first" and graph.dx in ("", "lowrank"))
-        ),
+        (graph for graph in _written(problem) if _surely_accurate(graph, problem)),
         key=lambda graph: (
             graph.flops(problem) + balance * graph.bytes(problem),
             -len(graph.saves),
         ),
         default=reference_graph(problem),
     )
+
+
+def _surely_accurate(graph: Graph, problem: Problem) -> bool:
+    """Whether a graph rounds as little as the reference does, in whatever dtypes.
+
+    Where the adapter computes in a wider dtype than the base, a merged weight is rounded more
+    coarsely than PEFT's adapter. And where PEFT adds more than the adapter to the base's result, a
+    small adapter survives the rounding to 16 bits, which it does not in a sum of its own.
+    """
+    same = problem.dtype == problem.compute_dtype
+    more = problem.variant == "dora" or problem.adapter_bias
+    if same and (not more or BYTES[problem.dtype] > 2):
+        return True
+    wide = problem.variant == "dora" and problem.dropout and not same
+    if wide and BYTES[problem.compute_dtype] < BYTES[problem.dtype]:
+        return False  # D W would be rounded before it is nearly cancelled
+    forward = "one_product" if more and not wide else "base_first"
+    return graph.forward == forward and graph.dx in ("", "lowrank")
 
 
 def _written(problem: Problem) -> list[Graph]:

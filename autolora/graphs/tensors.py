@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autolora.graphs.contraction import ADAPTER_TENSORS, Contraction, axis_sizes, size_of
+from autolora.graphs.contraction import (
+    ADAPTER_TENSORS,
+    ADAPTER_VECTORS,
+    Contraction,
+    axis_sizes,
+    size_of,
+)
 from autolora.problem import Problem
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
@@ -29,6 +35,8 @@ def home_dtype(tensor: str, problem: Problem) -> str:
     """The dtype that the graphs of a problem keep a tensor in."""
     if tensor in ("K", "Q"):
         return "uint8"
+    if tensor in ADAPTER_VECTORS:
+        return problem.adapter_dtype
     if problem.variant == "dora" and (tensor in ("V", "F") or (tensor == "U" and problem.dropout)):
         # PEFT takes the norms of V in the adapter's dtype, and sends dropout(X) through W in it
         return max(problem.dtype, problem.compute_dtype, key=BYTES.__getitem__)
