@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from autolora.nn import plan
+from autolora.nn import intent, plan, untuned
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,10 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
     monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
     plan.refresh()
-    plan.forget_notices()
+    for variable in (intent.VARIABLE, intent.LIMIT_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    intent.forget_warnings()
+    untuned.forget_notices()
     torch.manual_seed(0)
     yield
     plan.refresh()

@@ -3,8 +3,10 @@
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from autolora.cache.candidate import OUTPUTS
 from autolora.cache.record import EFFORTS, Candidate, Record, Verdict
 from autolora.environment import Environment
+from autolora.objective import KINDS, kinds_of
 from autolora.problem import DTYPES, GRADIENTS, LAYOUTS, VARIANTS, Problem
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
@@ -46,6 +48,7 @@ def make_record(
         "problem": make_problem(tokens) if problem is None else problem,
         "environment": environment,
         "effort": "normal",
+        "objectives": ("time",),
         "winner": min(accepted, key=accepted.get),
         "reference": REFERENCE,
         "flops_choice": REFERENCE,
@@ -77,7 +80,7 @@ SCALARS = (
 @st.composite
 def verdicts(draw):
     ok = draw(st.booleans())
-    outputs = draw(st.sets(st.sampled_from(("Y", "dX", "dA", "dB"))))
+    outputs = draw(st.sets(st.sampled_from(OUTPUTS)))
     return Verdict(
         ok,
         {output: (draw(FIGURES), draw(FIGURES)) for output in outputs},
@@ -124,6 +127,7 @@ def records(draw, *, few_keys=False):
         problem=make_problem(tokens) if few_keys else draw(problems(environment.device)),
         environment=environment,
         effort=draw(st.sampled_from(EFFORTS)),
+        objectives=kinds_of((), draw(st.sets(st.sampled_from(KINDS)))),
         winner=draw(st.sampled_from(winners)),
         reference=REFERENCE,
         flops_choice=draw(st.sampled_from(names)),

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "autolora"
 # room → the rooms it may import, beside itself and what everybody may: errors and version
 MAY_IMPORT = {
     "problem": set(),
+    "objective": set(),
     "environment": set(),
     "graphs.contraction": set(),
     "graphs.tensors": {"problem", "graphs.contraction"},
@@ -33,16 +34,18 @@ MAY_IMPORT = {
     "graphs.source": {"problem", "graphs"},
     "graphs.function": {"problem", "graphs"},
     "graphs.reference": {"graphs.function", "graphs.quantised"},
-    "cache": {"problem", "environment"},
-    "nn": {"problem", "environment", "graphs", "cache"},
+    "cache": {"problem", "environment", "objective"},
+    "nn": {"problem", "environment", "objective", "graphs", "cache"},
     "tuning.stopwatch": set(),
     "tuning.quantise": set(),
     "tuning.data": {"problem", "graphs", "tuning.quantise"},
     "tuning.screen": {"problem", "graphs", "tuning.data", "tuning.stopwatch"},
     "tuning.accuracy": {"problem", "graphs", "cache", "tuning.data"},
-    "tuning.tuner": {"problem", "environment", "graphs", "cache", "tuning"},
-    "tuning": {"problem", "environment", "graphs", "cache", "nn"},
-    "cli": {"problem", "environment", "graphs", "cache", "nn", "tuning"},
+    "tuning.effort": {"tuning.stopwatch"},
+    "tuning.entrants": {"problem", "objective", "graphs", "cache", "tuning.screen"},
+    "tuning.tuner": {"problem", "environment", "objective", "graphs", "cache", "tuning"},
+    "tuning": {"problem", "environment", "objective", "graphs", "cache", "nn"},
+    "cli": {"problem", "environment", "objective", "graphs", "cache", "nn", "tuning"},
 }
 EVERYBODY = {"errors", "version"}
 FILES = sorted(

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from records import records
 
+from autolora.cache.candidate import OUTPUTS
 from autolora.cache.document import SCHEMA_VERSION, NewerSchema, parse, render
 from autolora.cache.record import EFFORTS
 from autolora.cache.store import TimingCache
 from autolora.graphs.space import find_graph
+from autolora.objective import KINDS
 from autolora.problem import DEVICES, DTYPES, LAYOUTS, VARIANTS
 
 FOLDER = Path(__file__).parents[1] / "cache_schema"
@@ -58,6 +60,9 @@ def test_schema_and_code_know_the_same_words():
     definitions = SCHEMA["$defs"]
     problem = definitions["problem"]["properties"]
     assert tuple(definitions["record"]["properties"]["effort"]["enum"]) == EFFORTS
+    kinds = definitions["record"]["properties"]["objectives"]["enum"]
+    assert {kind for some in kinds for kind in some} == set(KINDS)
+    assert tuple(definitions["verdict"]["properties"]["errors"]["properties"]) == OUTPUTS
     for name in ("dtype", "adapter_dtype", "compute_dtype"):
         assert tuple(problem[name]["enum"]) == DTYPES
     assert tuple(problem["device"]["enum"]) == DEVICES
@@ -80,6 +85,10 @@ WRONG = [
     (("environments", "not an id"), {}),
     ((*FIRST, "more"), 1),
     ((*FIRST, "effort"), "heroic"),
+    ((*FIRST, "objectives"), []),
+    ((*FIRST, "objectives"), ["memory"]),
+    ((*FIRST, "objectives"), ["time", "memory"]),
+    ((*FIRST, "objectives"), ["speed", "time"]),
     ((*FIRST, "environment"), "H100"),
     ((*FIRST, "measured_at"), "yesterday"),
     ((*FIRST, "seconds"), -1),

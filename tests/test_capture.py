@@ -78,6 +78,26 @@ def test_a_run_shows_tokens_and_which_layers_need_no_gradient_of_x(write):
     assert (found.left, found.notes) == ([], [])
 
 
+def test_a_run_shows_which_layers_get_the_same_input(write):
+    found = captured(write(MODEL), tokens=[8, 16])
+    assert found.inputs.keys() == set(found.layers)
+    numbers = {}
+    for (name, problem), number in found.inputs.items():
+        numbers.setdefault(problem.tokens, {}).setdefault(number, []).append(name.split(".", 1)[1])
+    for groups in numbers.values():
+        assert sorted(groups.values()) == [
+            [f"{block}.{name}" for name in names.split()]
+            for block in (0, 1)
+            for names in ("down_proj", "q_proj k_proj", "up_proj")
+        ]
+
+
+def test_inputs_that_autocast_casts_are_not_shared(write):
+    found = captured(write(MODEL), autocast=torch.bfloat16)
+    assert len(set(found.inputs.values())) == len(found.inputs)
+    assert captured(write(MODEL.partition("def example")[0] + "model = Model()")).inputs == {}
+
+
 def test_tokens_override_the_run_but_keep_its_gradients(write):
     found = captured(write(MODEL), tokens=[512, 2048])
     assert {problem.tokens for problem in found.problems} == {512, 2048}

@@ -344,7 +344,7 @@ def test_show(say):
     assert "accurate" not in said.out
     verbose = say("show", "--verbose").out
     assert all(candidate.graph in verbose for candidate in record.candidates)
-    assert "accurate, winner" in verbose
+    assert "wins time" in verbose
     assert "FLOPs choice" in verbose
     assert "the layer without its adapter" in verbose
     (file, *_) = say("show", "--json").json["files"]

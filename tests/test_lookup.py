@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,11 @@ from records import (
 )
 
 from autolora.cache.lookup import Answer, Lookup
+from autolora.cache.record import Verdict
 from autolora.cache.store import TimingCache
+from autolora.objective import KINDS, Objective
 
+NEWER = replace(CPU, torch="2.14.0+cpu")
 ALL = frozenset({REFERENCE, SAVED, MERGED, "other"})
 
 
@@ -143,6 +147,98 @@ def test_an_interpolation_of_equal_records_is_their_winner(counts, tokens):
     assert answer.graph == (SAVED if inside or near else None)
     assert (answer.reason == "exact") == (tokens in counts)
     assert (answer.reason == "interpolated") == (inside and tokens not in counts)
+
+
+# --- objectives --------------------------------------------------------------------------------
+
+EXACT = Verdict(True, {"Y": (1e-4, 1e-4)}, (1.0, 1.0))
+ROUGH = Verdict(True, {"Y": (1e-3, 1e-3)}, (1.0, 0.5))
+BOTH = ("memory", "time")
+
+
+def figures(tokens, saved, exact, lean, reference=4000, **changes):
+    """A record of a fast graph, an exact one and a lean one, which keep 4, 4 and 1 bytes a row."""
+    times = {REFERENCE: reference, SAVED: saved, MERGED: exact, "other": lean}
+    candidates = tuple(
+        replace(
+            make_candidate(name, time, verdict=EXACT if name == MERGED else ROUGH),
+            saved_bytes=tokens * (1 if name == "other" else 4),
+        )
+        for name, time in times.items()
+    )
+    return make_record(tokens, candidates=candidates, winner=SAVED, **changes)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "environment", "reason"),
+    [
+        (1024, CPU, "exact"),
+        (1500, CPU, "interpolated"),
+        (3000, CPU, "nearest"),
+        (1024, NEWER, "other-environment"),
+    ],
+)
+def test_every_grade_honours_the_objective(lookup, tokens, environment, reason):
+    kinds = ("accuracy", "memory", "time")
+    held = [figures(n, 1000, 1100, 1200, objectives=kinds) for n in (1024, 2048)]
+    for objective, graph, detail in [
+        (Objective(), SAVED, ""),
+        (Objective("accuracy"), MERGED, ""),
+        (Objective("memory"), "other", ""),
+        (Objective("time", 4 * tokens), SAVED, ""),
+        (Objective("time", 4 * tokens - 1), "other", ""),
+        (Objective("time", tokens - 1), "other", f"none keeps at most {tokens - 1} bytes; the"),
+    ]:
+        answer = lookup(held).find(make_problem(tokens), environment, every, objective)
+        assert (answer.reason, answer.graph) == (reason, graph)
+        assert detail in answer.detail
+        assert ("none keeps" in answer.detail) == bool(detail)
+        assert "not tuned" not in answer.detail
+
+
+def test_times_are_interpolated_for_what_fits(lookup):
+    low = figures(1000, 1000, 3000, 2000, objectives=BOTH)
+    high = figures(4000, 9000, 3000, 8000, objectives=BOTH)
+    find = lookup([low, high]).find
+    # at 2000 SAVED takes 3000, MERGED 3000, the lean one 4000; near one end it is that end's order
+    for tokens, limit, graph in [
+        (1100, None, SAVED),
+        (3900, None, MERGED),
+        (1100, 4400, SAVED),
+        (1100, 4399, "other"),
+        (3900, 3900, "other"),
+    ]:
+        answer = find(make_problem(tokens), CPU, every, Objective("time", limit))
+        assert (answer.graph, answer.reason) == (graph, "interpolated")
+
+
+def test_an_answer_says_what_its_record_was_not_tuned_for(lookup):
+    find = lookup([figures(1024, 1000, 1100, 1200)]).find
+    for objective, detail in [
+        (Objective(), ""),
+        (Objective("memory"), "not tuned for memory"),
+        (Objective("accuracy", 10**6), "not tuned for accuracy and memory"),
+        (Objective("time", 10**6), "not tuned for memory"),
+    ]:
+        assert find(make_problem(1024), CPU, every, objective).detail == detail
+    near = find(make_problem(1000), CPU, every, Objective("memory"))
+    assert near.detail == "measured at 1024 tokens; not tuned for memory"
+
+
+def test_the_winner_answers_for_time_even_if_its_median_is_not_the_least(lookup):
+    record = figures(1024, 1000, 999, 1200)
+    assert lookup([record]).find(make_problem(1024), CPU, every).graph == SAVED
+    within = Objective("time", 4 * 1024)
+    assert lookup([record]).find(make_problem(1024), CPU, every, within).graph == SAVED
+
+
+def test_graphs_that_are_not_valid_serve_no_objective(lookup):
+    record = figures(1024, 1000, 1100, 1200, objectives=BOTH)
+    find = lookup([record]).find
+    valid = all_but("other", MERGED)
+    for kind in KINDS:
+        assert find(make_problem(1024), CPU, valid, Objective(kind)).graph == SAVED
+        assert find(make_problem(1024), CPU, all_but(*ALL), Objective(kind)).graph is None
 
 
 # --- nearest -----------------------------------------------------------------------------------

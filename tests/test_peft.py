@@ -24,6 +24,7 @@ from torch import nn
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
 from autolora.nn.plan import pin
+from autolora.objective import Objective
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -36,6 +37,28 @@ def test_loss_and_gradients_equal_those_of_peft(regime):
     assert report.left == report.notes == []
     assert_same_step(fast, plain, TOLERANCE[autocast or dtype], autocast)
     assert fast_calls(fast) == (14, 0)
+
+
+def test_layers_take_the_objective_that_accelerate_is_given(monkeypatch):
+    model = llama()
+    layers = model.base_model.model.model.layers
+    for given, wanted in [
+        ({}, Objective()),
+        ({"objective": "memory"}, Objective("memory")),
+        ({"objective": "accuracy", "max_saved_bytes": 10}, Objective("accuracy", 10)),
+    ]:
+        autolora.accelerate(model, **given)
+        assert layers[0].mlp.up_proj._autolora.wanted == wanted
+    assert pickle.loads(pickle.dumps(layers[0].mlp.up_proj))._autolora.wanted == wanted
+    monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
+    autolora.accelerate(model)
+    assert layers[1].self_attn.q_proj._autolora.wanted == Objective("memory")
+    autolora.accelerate(model, objective="time")
+    assert layers[1].self_attn.q_proj._autolora.wanted == Objective()
+    with pytest.raises(autolora.AutoloraError, match="objective must be one of"):
+        autolora.accelerate(model, objective="speed")
+    with pytest.raises(autolora.AutoloraError, match="max_saved_bytes must be"):
+        autolora.accelerate(llama(), max_saved_bytes="20M")
 
 
 GRAPHS = list(valid_graphs(autolora.Problem(2, 2, 2, 1, "float32", "cpu")))[1::70]

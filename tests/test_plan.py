@@ -1,7 +1,10 @@
 """Which graph a layer takes, how often it asks, and what it says about it."""
 
+import copy
 import json
 import logging
+import pickle
+from dataclasses import replace
 
 import peft
 import pytest
@@ -9,9 +12,12 @@ import torch
 from torch import nn
 
 import autolora
-from autolora.graphs.space import analytic_graph, flops_graph, reference_graph
+from autolora import Problem
+from autolora.graphs.space import analytic_graph, flops_graph, reference_graph, valid_graphs
 from autolora.nn import plan
 from autolora.nn.plan import pin
+from autolora.nn.untuned import untuned_graph
+from autolora.objective import Objective
 
 
 def model(**options):
@@ -128,3 +134,135 @@ def test_a_graph_that_is_not_known_is_a_miss():
     plan.refresh(net)
     net(torch.randn(8, 24))
     assert [choice.reason for choice in net[0]._autolora.choices.values()] == ["miss"]
+
+
+# ---- objectives
+
+
+BOTH = Problem(24, 16, 32, 4, "float32", "cpu")
+DORA = replace(BOTH, variant="dora", gradients=("X", "A", "B", "M"))
+ALONE = replace(BOTH, gradients=("B",))
+MIXED = replace(BOTH, dtype="bfloat16", gradients=("B",))
+
+
+@pytest.mark.parametrize(
+    "problem", [BOTH, DORA, ALONE, MIXED], ids=["plain", "dora", "only B", "mixed"]
+)
+def test_a_miss_under_memory_takes_a_graph_that_keeps_least(problem):
+    graph, how = untuned_graph(problem, Objective("memory"))
+    graphs = valid_graphs(problem).values()
+    assert graph.saved_bytes(problem) == min(g.saved_bytes(problem) for g in graphs)
+    assert how == "chosen by FLOPs of those that keep least"
+    usual = analytic_graph(problem)
+    if problem is MIXED:
+        assert (graph.forward, graph.dx) == (usual.forward, usual.dx)
+    for objective in (Objective(), Objective("accuracy"), Objective("time", 10**6)):
+        assert untuned_graph(problem, objective) == (usual, "chosen by FLOPs and bytes")
+    least = graph.saved_bytes(problem)
+    if usual.saved_bytes(problem) > least:
+        assert untuned_graph(problem, Objective("time", least))[0] == graph
+    detail = untuned_graph(problem, Objective("memory", least - 1))[1]
+    assert f"none keeps at most {least - 1} bytes; the leanest keeps {least}" in detail
+
+
+def test_layers_choose_for_their_objective(caplog):
+    net = model(objective="memory")
+    with caplog.at_level(logging.WARNING, "autolora"):
+        net(torch.randn(8, 24)).sum().backward()
+    (choice,) = net[0]._autolora.choices.values()
+    assert choice.graph == untuned_graph(choice.problem, Objective("memory"))[0]
+    assert "--tokens 8 --objective memory" in caplog.text
+    (layer,) = autolora.explain(net).layers
+    assert layer.objective == Objective("memory")
+    assert "(for memory, miss, not tuned; chosen by FLOPs of those that keep least)" in str(
+        autolora.explain(net)
+    )
+    plain = autolora.explain(net).to_json()["layers"][0]
+    assert (plain["objective"], plain["max_saved_bytes"]) == ("memory", None)
+    assert "objective" not in str(autolora.explain(model(), tokens=8))
+    assert "for time" not in str(autolora.explain(model(), tokens=8))
+
+
+def test_timings_that_lack_an_objective_are_used_and_reported_once(caplog):
+    net = model()
+    autolora.tune(net, tokens=8, effort="quick")
+    lean = model(objective="accuracy", max_saved_bytes=10**6)
+    with caplog.at_level(logging.WARNING, "autolora"):
+        for _ in range(2):
+            lean(torch.randn(8, 24))
+    assert [choice.reason for choice in lean[0]._autolora.choices.values()] == ["exact"]
+    (record,) = caplog.records
+    assert "are not tuned for accuracy and memory. To measure instead:" in record.message
+    assert record.message.endswith("--objective accuracy --max-saved-bytes 1000000")
+
+
+def test_the_environment_names_the_default(monkeypatch, caplog):
+    net, told = model(), model(objective="time")
+    monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
+    monkeypatch.setenv("AUTOLORA_MAX_SAVED_BYTES", "20M")
+    assert net[0]._autolora.wanted == Objective("memory", 20 * 2**20)
+    assert told[0]._autolora.wanted == Objective("time")
+    assert model(max_saved_bytes=5)[0]._autolora.wanted == Objective("memory", 5)
+    assert model(objective="accuracy")[0]._autolora.wanted == Objective("accuracy", 20 * 2**20)
+    assert caplog.records == []
+    (layer,) = autolora.explain(net, tokens=8).layers
+    assert layer.objective == Objective("memory", 20 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message", "wanted"),
+    [
+        (
+            "AUTOLORA_OBJECTIVE",
+            "speed",
+            "AUTOLORA_OBJECTIVE: objective must be one of time, memory, accuracy, not 'speed'; "
+            "taken as time",
+            Objective("time", 7),
+        ),
+        (
+            "AUTOLORA_MAX_SAVED_BYTES",
+            "much",
+            "AUTOLORA_MAX_SAVED_BYTES must be a whole number of bytes such as 1500000, 512K, 20M "
+            "or 1G, not 'much'; taken as no limit",
+            Objective("memory"),
+        ),
+    ],
+)
+def test_a_wrong_default_is_one_warning(monkeypatch, caplog, variable, value, message, wanted):
+    monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
+    monkeypatch.setenv("AUTOLORA_MAX_SAVED_BYTES", "7")
+    monkeypatch.setenv(variable, value)
+    assert [model()[0]._autolora.wanted for _ in range(3)] == [wanted] * 3
+    assert [record.getMessage() for record in caplog.records] == [f"autolora: {message}"]
+
+
+def test_an_objective_travels_with_its_layer():
+    net = model(objective="memory", max_saved_bytes=9)
+    assert copy.deepcopy(net)[0]._autolora.objective == Objective("memory", 9)
+    there = pickle.loads(pickle.dumps(net))
+    assert there[0]._autolora.objective == Objective("memory", 9)
+    layer = autolora.LoRALinear(8, 8, 2, alpha=2, objective="accuracy")
+    assert layer._autolora.wanted == Objective("accuracy")
+
+
+def test_a_wrong_objective_changes_no_model():
+    net = nn.Sequential(nn.Linear(24, 16))
+    with pytest.raises(autolora.AutoloraError, match="objective must be one of"):
+        autolora.add_lora(net, rank=4, objective="speed")
+    assert type(net[0]) is nn.Linear
+    assert net[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("objective", ["time", "memory", "accuracy"])
+def test_gradients_do_not_depend_on_the_objective(objective):
+    net = model(objective=objective, max_saved_bytes=1)
+    nn.init.normal_(net[0].lora_B.weight)
+    autolora.tune(net, tokens=8, effort="quick")
+    pinned = copy.deepcopy(net)
+    pin(pinned, reference_graph)
+    x = torch.randn(8, 24)
+    for each in (net, pinned):
+        each(x).square().sum().backward()
+    for mine, theirs in zip(net.parameters(), pinned.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)

@@ -36,6 +36,6 @@ def test_every_pin_is_exact():
 
 
 def test_the_top_level_holds_what_it_should():
-    known = {"autolora", "cache_schema", "tests", "tools"}
+    known = {"autolora", "cache_schema", "docs", "tests", "tools"}
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
     assert folders - {"build", "dist", "autolora.egg-info"} == known

@@ -108,6 +108,13 @@ BAD = [
     (("environment",), [], "environment"),
     (("effort",), "heroic", "effort"),
     (("effort",), ["normal"], "effort"),
+    (("objectives",), [], "objectives"),
+    (("objectives",), ["memory"], "objectives"),
+    (("objectives",), ["time", "memory"], "objectives"),
+    (("objectives",), ["time", "time"], "objectives"),
+    (("objectives",), ["speed", "time"], "objectives"),
+    (("objectives",), [["time"]], "objectives"),
+    (("objectives",), "time", "objectives"),
     (("winner",), "none such", "winner"),
     (("winner",), [], "winner"),
     (("reference",), None, "reference"),
@@ -207,10 +214,10 @@ def test_what_is_not_json_is_a_value_error(text):
 # --- the order ---------------------------------------------------------------------------------
 
 
-def with_winner(**changes):
+def with_winner(objectives=("time",), **changes):
     winner = {"graph": SAVED, "median_ns": 1000, "spread_ns": 100, "rounds": 5, "saved_bytes": 0}
     candidates = (make_candidate(REFERENCE, 2000), Candidate(**{**winner, **changes}, verdict=FAST))
-    return make_record(candidates=candidates)
+    return make_record(candidates=candidates, objectives=objectives)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +225,30 @@ def with_winner(**changes):
     [
         (make_record(effort="quick", measured_at="2027-01-01T00:00:00Z"), make_record()),
         (make_record(effort="normal"), make_record(effort="thorough")),
+        (make_record(objectives=("memory", "time")), make_record(effort="thorough")),
+        (with_winner(rounds=6), with_winner(objectives=("memory", "time"))),
+        (
+            make_record(objectives=("memory", "time"), measured_at="2027-01-01T00:00:00Z"),
+            make_record(objectives=("accuracy", "memory", "time")),
+        ),
         (with_winner(rounds=5, spread_ns=0), with_winner(rounds=6)),
         (with_winner(spread_ns=101), with_winner(spread_ns=100)),
         (with_winner(spread_ns=100), with_winner(spread_ns=150, median_ns=1999)),
         (make_record(), make_record(measured_at="2026-01-01T00:00:01Z")),
         (make_record(seconds=1.5), make_record(seconds=2.5)),
     ],
-    ids=["effort", "highest effort", "rounds", "spread", "relative spread", "newer", "text"],
+    ids=[
+        "effort",
+        "highest effort",
+        "effort before objectives",
+        "objectives before rounds",
+        "objectives",
+        "rounds",
+        "spread",
+        "relative spread",
+        "newer",
+        "text",
+    ],
 )
 def test_the_better_record_is_the_same_from_both_sides(worse, best):
     assert better(worse, best) == best

@@ -70,6 +70,28 @@ def test_what_is_kept_is_confirmed_even_when_beaten():
     assert "flops" in machine.race(kept={"flops"}).confirmed
 
 
+def test_the_fastest_of_a_pool_stays_in_the_race_and_is_confirmed():
+    machine = Machine({"reference": 100, "fast": 50, "lean": 90, "leaner": 200, "slow": 300})
+    result = machine.race(pools=[{"lean", "leaner"}, {"slow"}, {"unknown"}])
+    assert result.winner == "fast"
+    assert set(result.confirmed) == {"reference", "fast", "lean", "slow"}
+    assert len(result.samples["lean"]) == len(result.samples["fast"])
+    assert len(result.samples["leaner"]) == 3  # not dropped before, though beaten by far
+
+
+def test_of_a_pool_only_what_comes_close_can_win():
+    for lean, winner in ((51, "lean"), (90, "fast")):
+        machine = Machine({"reference": 100, "fast": 50, "second": 50.5, "lean": lean})
+        lucky = machine.measure
+
+        def measure(run, lucky=lucky, machine=machine):
+            late = machine.calls.count("fast") > PACE.rounds[0]
+            return lucky(run) * (0.01 if late and run() == "lean" else 1)
+
+        machine.measure = measure
+        assert machine.race(pools=[{"lean"}]).winner == winner
+
+
 def test_between_is_called_before_every_timing():
     log = []
     machine = Machine({"reference": 100, "a": 90})

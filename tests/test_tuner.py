@@ -9,14 +9,22 @@ import torch
 
 import autolora
 from autolora import AutoloraError, Problem, TimingCache
+from autolora.cache.choice import choose
 from autolora.cache.record import Verdict
 from autolora.environment import Environment
-from autolora.graphs.space import find_graph, flops_graph, onednn_products, valid_graphs
-from autolora.tuning import accuracy, tuner
+from autolora.graphs.space import (
+    find_graph,
+    flops_graph,
+    onednn_products,
+    reference_graph,
+    valid_graphs,
+)
+from autolora.objective import Objective
+from autolora.tuning import accuracy, entrants, tuner
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
 from autolora.tuning.device import device_for
-from autolora.tuning.screen import screen, shortlist
+from autolora.tuning.screen import Prediction, screen, shortlist
 from autolora.tuning.tuner import measure_problem, tune_problems
 
 CPU = torch.device("cpu")
@@ -63,17 +71,15 @@ def test_the_graph_that_the_clock_favours_wins(monkeypatch):
     monkeypatch.setattr(
         tuner, "screen", lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name]
     )
-    monkeypatch.setattr(tuner, "shortlist", lambda *_: [find_graph(favoured, SMALL)])
+    monkeypatch.setattr(entrants, "shortlist", lambda *_: [find_graph(favoured, SMALL)])
     record = measured(measure=lambda run: run())
     assert record.winner == favoured
     assert record.speedup == pytest.approx(109 / 50, rel=0.01)
     assert record.overhead_removed == pytest.approx((109 - 50) / (109 - 30), rel=0.02)
 
 
-def _prediction(graph):
-    from autolora.tuning.screen import Prediction
-
-    return Prediction(graph, 1.0)
+def _prediction(graph, nanoseconds=0.0):
+    return Prediction(graph, 1e6 + nanoseconds)
 
 
 def test_a_graph_of_bad_accuracy_cannot_win_and_is_kept_with_its_figures(monkeypatch):
@@ -182,6 +188,97 @@ def test_records_are_published_as_they_are_made_and_not_made_again(tmp_path):
     assert [record.effort for record in harder.records] == ["normal"]
     assert tune_problems(problems[:1], effort="quick", cache=path).records == []
     assert len(tune_problems(problems[:1], cache=path, force=True).records) == 1
+
+
+def lean_graphs(monkeypatch):
+    """A clock on which graphs that keep much are fast, and those with one product slow."""
+
+    def step(self, graph):
+        kept = graph.saved_bytes(self.problem) / reference_graph(self.problem).saved_bytes(
+            self.problem
+        )
+        slow = [graph.forward, graph.dx].count("one_product")
+        return lambda: 100.0 - 10 * kept + slow if graph.forward != "reference" else 120.0
+
+    monkeypatch.setattr(Data, "step", step)
+    monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
+    monkeypatch.setattr(tuner, "measure_for", lambda device: lambda run: run() or 1.0)
+    monkeypatch.setattr(
+        tuner,
+        "screen",
+        lambda graphs, data, *_: sorted(
+            (_prediction(g, -g.saved_bytes(data.problem)) for g in graphs if not g.transposed),
+            key=lambda prediction: (prediction.nanoseconds, prediction.graph.name),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "kinds"),
+    [
+        (Objective(), ("time",)),
+        (Objective("memory"), ("memory", "time")),
+        (Objective("time", 10**6), ("memory", "time")),
+        (Objective("accuracy"), ("accuracy", "time")),
+        ((Objective("memory"), Objective("accuracy")), ("accuracy", "memory", "time")),
+    ],
+)
+def test_a_record_serves_the_objectives_it_was_measured_for(monkeypatch, objective, kinds):
+    lean_graphs(monkeypatch)
+    record = measured(objective=objective)
+    assert record.objectives == kinds
+    winner = record.candidate(record.winner)
+    assert winner.saved_bytes == max(g.saved_bytes(SMALL) for g in valid_graphs(SMALL).values())
+    if "memory" in kinds:
+        leanest = min(graph.saved_bytes(SMALL) for graph in valid_graphs(SMALL).values())
+        lean = record.candidate(choose(record, Objective("memory")).name)
+        assert (lean.saved_bytes, lean.rounds) == (leanest, winner.rounds)
+        within = choose(record, Objective("time", winner.saved_bytes - 1)).name
+        assert record.candidate(within).saved_bytes < winner.saved_bytes
+    for candidate in record.candidates:
+        assert candidate.saved_bytes == find_graph(candidate.graph, SMALL).saved_bytes(SMALL)
+
+
+def test_a_known_record_is_measured_anew_for_another_objective(monkeypatch, tmp_path):
+    lean_graphs(monkeypatch)
+    path = tmp_path / "cache.json"
+
+    def tune(effort, *objectives, **options):
+        result = tune_problems([SMALL], effort=effort, cache=path, objective=objectives, **options)
+        (known,) = TimingCache.load(path).records
+        return bool(result.records), known.effort, "".join(kind[0] for kind in known.objectives)
+
+    time, memory, accuracy = Objective(), Objective("memory"), Objective("accuracy")
+    assert tune("normal", time) == (True, "normal", "t")
+    assert tune("normal", time) == (False, "normal", "t")
+    assert tune("quick", memory) == (True, "normal", "mt")  # as hard as what it must replace
+    assert tune("quick", time) == (False, "normal", "mt")
+    assert tune("normal", memory, Objective("time", 99)) == (False, "normal", "mt")
+    assert tune("normal", accuracy) == (True, "normal", "amt")  # nothing is unlearnt
+    assert tune("quick", accuracy, memory, time) == (False, "normal", "amt")
+    assert tune("quick", time, force=True) == (True, "normal", "amt")
+
+
+def test_a_model_is_tuned_for_the_objective_of_its_layers(monkeypatch):
+    lean_graphs(monkeypatch)
+    net = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.Linear(16, 16))
+    model = autolora.add_lora(net, rank=4, target_modules=["0"], objective="memory")
+    (first, *_) = autolora.tune(model, tokens=8, effort="quick").records
+    assert first.objectives == ("memory", "time")
+    model[0]._autolora.objective = None
+    assert autolora.tune(model, tokens=8, effort="quick").records == []
+    monkeypatch.setenv("AUTOLORA_OBJECTIVE", "accuracy")
+    (first, *_) = autolora.tune(model, tokens=8, effort="quick").records
+    assert first.objectives == ("accuracy", "memory", "time")
+    problem = replace(SMALL, tokens=4)
+    (asked,) = autolora.tune(problem, effort="quick", objective="memory").records
+    assert asked.objectives == ("memory", "time")
+    (asked,) = autolora.tune(problem, effort="quick").records
+    assert asked.objectives == ("accuracy", "memory", "time")
+    with pytest.raises(AutoloraError, match="objective must be one of time, memory, accuracy"):
+        autolora.tune(model, tokens=8, objective="speed")
+    with pytest.raises(AutoloraError, match="max_saved_bytes must be"):
+        autolora.tune(problem, max_saved_bytes=0)
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):

@@ -90,7 +90,10 @@ def _items(text: str, start: int, end: int) -> Iterator[str]:
     """What :func:`_block` put together, one by one: a hostile text may look like a billion."""
     if start == end:
         return
-    start, last = start + 1, end - 1  # the line breaks at both ends
+    if text[start] != "\n" or text[end - 1] != "\n":  # cut off right behind a record's line
+        yield ""
+        return
+    start, last = start + 1, end - 1
     while (cut := text.find("\n", start, last)) >= 0:
         yield text[start : cut - 1] if text[cut - 1] == "," else ""
         start = cut + 1

@@ -1,25 +1,28 @@
 """A lookup: the search path asked for the graph of a problem; every answer says how it was found.
 
 Exact, else interpolated between two token counts, else nearest, else from another environment, else
-a miss. A name counts only where the caller says that it is a valid graph.
+a miss. A name counts only where the caller says that it is a valid graph. Which of the candidates
+answers is up to the objective; where only time counts it is the winner.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from autolora.cache.choice import Valid, choose, lacks, option_of
 from autolora.cache.record import Candidate, Record
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
+from autolora.objective import Objective, Option, pick
 from autolora.problem import Problem
 
-Valid = Callable[[str], bool]
+_TIME = Objective()
 
 NEAR = 2.0  # how many times more or fewer tokens the nearest measured count may have
 
@@ -33,13 +36,24 @@ class Answer:
         reason: ``"exact"``, ``"interpolated"``, ``"nearest"``, ``"other-environment"`` or
             ``"miss"``.
         record: the evidence; where two were interpolated, the one nearer in tokens.
-        detail: for people: ``"between 1024 and 2048 tokens"``, ``"from torch 2.12.0"``.
+        detail: for people: ``"between 1024 and 2048 tokens"``, ``"from torch 2.12.0"``, and what
+            the objective asks for that the record cannot give.
     """
 
     graph: str | None
     reason: str
     record: Record | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked: see :meth:`Lookup.find`."""
+
+    problem: Problem
+    environment: Environment
+    valid: Valid
+    objective: Objective
 
 
 class Lookup:
@@ -57,17 +71,25 @@ class Lookup:
         """The files, in order."""
         return list(map(TimingCache.load, search_path() if self._paths is None else self._paths))
 
-    def find(self, problem: Problem, environment: Environment, valid: Valid) -> Answer:
+    def find(
+        self,
+        problem: Problem,
+        environment: Environment,
+        valid: Valid,
+        objective: Objective = _TIME,
+    ) -> Answer:
         """The answer of the best grade; of two layers with the same grade, the first one's.
 
         Args:
             problem: what is to be computed.
             environment: on which machine, with which libraries.
             valid: whether a name is that of a graph which computes the problem.
+            objective: what the graph is for.
         """
+        asked = _Question(problem, environment, valid, objective)
         for grade in GRADES:
             for layer in self.layers:
-                if (answer := grade(layer, problem, environment, valid)) is not None:
+                if (answer := grade(layer, asked)) is not None:
                     return answer
         return Answer(None, "miss", detail="not measured")
 
@@ -87,17 +109,13 @@ class Lookup:
         return None
 
 
-def _exact(
-    layer: TimingCache, problem: Problem, environment: Environment, valid: Valid
-) -> Answer | None:
-    record = layer.find(problem, environment)
-    graph = record and _usable(record, valid)
-    return Answer(graph, "exact", record) if graph else None
+def _exact(layer: TimingCache, asked: _Question) -> Answer | None:
+    record = layer.find(asked.problem, asked.environment)
+    return None if record is None else _answer(asked, "exact", record)
 
 
-def _interpolated(
-    layer: TimingCache, problem: Problem, environment: Environment, valid: Valid
-) -> Answer | None:
+def _interpolated(layer: TimingCache, asked: _Question) -> Answer | None:
+    problem, environment, valid = asked.problem, asked.environment, asked.valid
     counts = layer.token_counts(problem).get(environment, [])
     middle = bisect_left(counts, problem.tokens)
     below = _first(layer, problem, environment, reversed(counts[:middle]))
@@ -109,27 +127,29 @@ def _interpolated(
     nearer = below if share < 0.5 else above
     times = _interpolate(_times(below, valid), _times(above, valid), share)
     times |= _carried(_times(nearer, valid), times, nearer.reference)
-    if not times:
+    best = pick(_options(times, nearer, problem.tokens), asked.objective)
+    if best is None:
         return None
-    return Answer(_fastest(times), "interpolated", nearer, f"between {low} and {high} tokens")
+    origin = f"between {low} and {high} tokens"
+    return Answer(best.name, "interpolated", nearer, _detail(asked, nearer, origin, best.detail))
 
 
-def _nearest(
-    layer: TimingCache, problem: Problem, environment: Environment, valid: Valid
-) -> Answer | None:
+def _nearest(layer: TimingCache, asked: _Question) -> Answer | None:
+    problem, environment = asked.problem, asked.environment
     counts = layer.token_counts(problem).get(environment, [])
     for tokens in sorted(counts, key=lambda count: _apart(count, problem.tokens)):
         if _apart(tokens, problem.tokens) > NEAR:
             break
         record = layer.find(problem.at(tokens), environment)
-        if record is not None and (graph := _usable(record, valid)) is not None:
-            return Answer(graph, "nearest", record, f"measured at {tokens} tokens")
+        if record is not None:
+            answer = _answer(asked, "nearest", record, f"measured at {tokens} tokens")
+            if answer is not None:
+                return answer
     return None
 
 
-def _other_environment(
-    layer: TimingCache, problem: Problem, environment: Environment, valid: Valid
-) -> Answer | None:
+def _other_environment(layer: TimingCache, asked: _Question) -> Answer | None:
+    problem, environment = asked.problem, asked.environment
     found = [
         record
         for other, counts in layer.token_counts(problem).items()
@@ -144,8 +164,9 @@ def _other_environment(
         key=lambda record: _apart(record.problem.tokens, problem.tokens)
     )  # stays newest first
     for record in found:
-        if (graph := _usable(record, valid)) is not None:
-            return Answer(graph, "other-environment", record, _origin(record, problem, environment))
+        origin = _origin(record, problem, environment)
+        if (answer := _answer(asked, "other-environment", record, origin)) is not None:
+            return answer
     return None
 
 
@@ -163,16 +184,25 @@ def _first(
     return next((record for record in records if record is not None), None)
 
 
-def _usable(record: Record, valid: Valid) -> str | None:
-    """The winner, or the fastest other graph where the winner is not valid."""
-    if valid(record.winner):
-        return record.winner
-    times = _times(record, valid)
-    return _fastest(times) if times else None
+def _answer(asked: _Question, reason: str, record: Record, origin: str = "") -> Answer | None:
+    """What one record answers, None where it has no graph that may be used."""
+    best = choose(record, asked.objective, asked.valid, asked.problem.tokens)
+    if best is None:
+        return None
+    return Answer(best.name, reason, record, _detail(asked, record, origin, best.detail))
 
 
-def _fastest(times: Mapping[str, float]) -> str:
-    return min(times, key=lambda name: (times[name], name))
+def _detail(asked: _Question, record: Record, *parts: str) -> str:
+    return "; ".join(filter(None, (*parts, lacks(record, asked.objective))))
+
+
+def _options(times: Mapping[str, float], nearer: Record, tokens: int) -> list[Option]:
+    """The candidates of a record at other times; each is among them, see :func:`_interpolated`."""
+    return [
+        option_of(candidate, nearer, times[candidate.graph], tokens)
+        for candidate in nearer.candidates
+        if candidate.graph in times
+    ]
 
 
 def _times(record: Record, valid: Valid) -> dict[str, float]:

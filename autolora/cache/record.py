@@ -16,6 +16,7 @@ from typing import Any
 from autolora.cache.candidate import Candidate, Verdict
 from autolora.cache.checks import dumps, members, real, text, whole
 from autolora.environment import Environment
+from autolora.objective import KINDS
 from autolora.problem import Problem
 
 __all__ = ["EFFORTS", "Candidate", "Record", "Scalar", "Verdict", "better"]
@@ -31,6 +32,7 @@ _RECORD = (  # the members of a record in a file, in the order in which they are
     "problem",
     "environment",
     "effort",
+    "objectives",
     "winner",
     "reference",
     "flops_choice",
@@ -51,6 +53,8 @@ class Record:
         problem: what was computed.
         environment: on which machine, with which libraries.
         effort: how hard it was measured, of :data:`EFFORTS`.
+        objectives: what its candidates were chosen for, of :data:`~autolora.objective.KINDS`,
+            sorted; ``"time"`` is always among them.
         winner: name of the fastest accurate graph.
         reference: name of the graph that PEFT runs.
         flops_choice: name of the graph that FLOPs alone would choose.
@@ -68,6 +72,7 @@ class Record:
     problem: Problem
     environment: Environment
     effort: str
+    objectives: tuple[str, ...]
     winner: str
     reference: str
     flops_choice: str
@@ -85,6 +90,7 @@ class Record:
             raise ValueError("problem.device and environment.device must be the same")
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(EFFORTS)}")
+        object.__setattr__(self, "objectives", _objectives(self.objectives))
         ordered = tuple(sorted(self.candidates, key=lambda candidate: candidate.graph))
         object.__setattr__(self, "candidates", ordered)
         if len({candidate.graph for candidate in ordered}) < len(ordered):
@@ -185,6 +191,7 @@ class Record:
             **{name: getattr(self, name) for name in _RECORD},
             "problem": self.problem.to_json(),
             "environment": self.environment.id,
+            "objectives": list(self.objectives),
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
 
@@ -192,23 +199,31 @@ class Record:
 def better(a: Record, b: Record) -> Record:
     """Which of two records of one problem and environment replaces the other.
 
-    Higher effort, then more rounds, then smaller relative spread, then newer, then the text. A
-    total order, so that merging is commutative, associative and idempotent.
+    Higher effort, then more objectives, then more rounds, then smaller relative spread, then newer,
+    then the text. A total order, so that merging is commutative, associative and idempotent.
     """
     if (merit := _merit(a)) != (other := _merit(b)):
         return a if merit > other else b
     return max(a, b, key=lambda record: record.line)
 
 
-def _merit(record: Record) -> tuple[int, int, float, str]:
+def _merit(record: Record) -> tuple[int, int, int, float, str]:
     winner = record._timed(record.winner)
     spread = (winner.spread_ns or 0) / _median(winner)
-    return EFFORTS.index(record.effort), winner.rounds, -spread, record.measured_at
+    effort = EFFORTS.index(record.effort)
+    return effort, len(record.objectives), winner.rounds, -spread, record.measured_at
 
 
 def _median(candidate: Candidate) -> int:
     assert candidate.median_ns is not None  # as in Record._timed
     return candidate.median_ns
+
+
+def _objectives(value: object) -> tuple[str, ...]:
+    given = tuple(value) if isinstance(value, tuple | list) else ()
+    if "time" not in given or given != tuple(kind for kind in KINDS if kind in given):
+        raise ValueError(f"objectives must be distinct, sorted, of {', '.join(KINDS)}, with time")
+    return given
 
 
 def _moment(name: str, value: object) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
+from autolora.errors import AutoloraError
+from autolora.objective import bytes_from
+
 DTYPES = {
     "float32": "float32",
     "bfloat16": "bfloat16",
@@ -51,6 +54,14 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
     return value
+
+
+def saved_bytes(text: str) -> int:
+    """A number of bytes, or one of K, M or G."""
+    try:
+        return bytes_from(text)
+    except AutoloraError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def dtype(text: str) -> str:

@@ -16,11 +16,13 @@ from autolora.cache.lookup import Lookup
 from autolora.cli.caches import open_cache
 from autolora.cli.console import print_json, print_line, print_paragraph
 from autolora.cli.figures import count
+from autolora.cli.objectives import objective_from
 from autolora.cli.tables import call_title, group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
-from autolora.graphs.space import analytic_graph
 from autolora.nn.plan import ask
+from autolora.nn.untuned import untuned_graph
+from autolora.objective import Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
 
@@ -49,30 +51,36 @@ def run(options: Namespace) -> int:
     if paths:
         open_cache(paths[0])  # a file that was named must be there
     found = read_target(options, device)
-    decisions = decide(found.problems, device, Lookup(paths))
+    asked = objective_from(options)
+    decisions = decide(found.problems, device, Lookup(paths), asked)
     if options.json:
-        print_json(_json(found, decisions))
+        print_json(_json(found, decisions, asked))
     else:
-        _print(found, decisions, options.argv)
+        _print(found, decisions, options.argv, asked)
     return 0
 
 
 def decide(
-    problems: Sequence[Problem], device: torch.device, lookup: Lookup
+    problems: Sequence[Problem], device: torch.device, lookup: Lookup, asked: Objective
 ) -> dict[Problem, Decision]:
     """The graph that a layer would run for each problem, as :mod:`autolora.nn.plan` decides."""
     environment = Environment.of(device)
     decisions = {}
     for problem in problems:
-        graph, answer = ask(lookup, problem, environment)
-        detail = answer.detail if graph else "chosen by FLOPs and bytes"
-        name = (graph or analytic_graph(problem)).name
-        decisions[problem] = Decision(name, answer.reason, detail)
+        graph, answer = ask(lookup, problem, environment, asked)
+        detail = answer.detail
+        if graph is None:
+            graph, detail = untuned_graph(problem, asked)
+        decisions[problem] = Decision(graph.name, answer.reason, detail)
     return decisions
 
 
-def _json(found: Capture, decisions: Mapping[Problem, Decision]) -> dict[str, Any]:
+def _json(
+    found: Capture, decisions: Mapping[Problem, Decision], asked: Objective
+) -> dict[str, Any]:
     return {
+        "objective": asked.kind,
+        "max_saved_bytes": asked.max_saved_bytes,
         "layers": [
             {"name": name, "problem": problem.to_json(), **asdict(decisions[problem])}
             for name, problem in found.layers
@@ -82,7 +90,12 @@ def _json(found: Capture, decisions: Mapping[Problem, Decision]) -> dict[str, An
     }
 
 
-def _print(found: Capture, decisions: Mapping[Problem, Decision], argv: Sequence[str]) -> None:
+def _print(
+    found: Capture,
+    decisions: Mapping[Problem, Decision],
+    argv: Sequence[str],
+    asked: Objective,
+) -> None:
     groups: dict[tuple[str, Problem], list[str]] = {}
     for name, problem in found.layers:
         groups.setdefault((name_shape(name), problem), []).append(name)
@@ -97,7 +110,8 @@ def _print(found: Capture, decisions: Mapping[Problem, Decision], argv: Sequence
     print_line()
     reasons = Counter(decisions[problem].reason for _, problem in found.layers)
     words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.most_common()]
-    print_paragraph(f"{count(len(found.layers), 'layer')}: {', '.join(words)}.")
+    purpose = "" if asked == Objective() else f" for {asked}"
+    print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(words)}.")
     if reasons["miss"]:
         words = [word for word in argv[1:] if word != "--json"]
         print_line(f"To tune them: autolora tune {shlex.join(words)}")

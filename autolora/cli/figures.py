@@ -24,6 +24,19 @@ def duration(nanoseconds: float | None) -> str:
     return "0 ns"
 
 
+def size(number: int) -> str:
+    """Bytes in the unit that fits them, of 1024 each, to three digits.
+
+    >>> size(850), size(2424832), size(3 * 2**30), size(0)
+    ('850 B', '2.31 MiB', '3.00 GiB', '0 B')
+    """
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        value = number / 2**power
+        if value >= 0.9995:
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{number} B"
+
+
 def wait(seconds: float) -> str:
     """A time that somebody waits.
 

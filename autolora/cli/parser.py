@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
-from autolora.cli import arguments
+from autolora.cli import arguments, options
 from autolora.errors import AutoloraError
 from autolora.version import __version__
 
@@ -61,10 +61,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         AutoloraError: they make no sense.
     """
     parser = _parser()
-    options = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
-    if not hasattr(options, "run"):
+    given = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
+    if not hasattr(given, "run"):
         parser.error("which command? one of tune, show, explain, cache path, demo")
-    return options
+    return given
 
 
 def _parser() -> Parser:
@@ -89,9 +89,10 @@ def _add_tune(commands: Any) -> None:
         "graphs that solve each, and writes the winners to the timing cache.\n\n" + _TARGET,
         "examples:\n"
         "  autolora tune model.py:build_model --rank 8 --batch-size 4 --seq-len 512\n"
-        "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 2048,4096\n",
+        "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 2048,4096\n"
+        "  autolora tune model.py --rank 8 --objective memory\n",
     )
-    _add_target(tune)
+    options.add_target(tune)
     measuring = tune.add_argument_group("measuring")
     measuring.add_argument(
         "--effort",
@@ -105,13 +106,14 @@ def _add_tune(commands: Any) -> None:
         metavar="SECONDS",
         help="stop after so many seconds; what is measured by then is kept",
     )
-    _add_cache_option(measuring, "file to write (default: 'autolora cache path')")
+    options.add_objective(measuring, "what to find graphs for")
+    options.add_cache(measuring, "file to write (default: 'autolora cache path')")
     measuring.add_argument(
         "--force",
         action="store_true",
         help="measure also what is in the cache; the better record stays",
     )
-    _add_json(tune)
+    options.add_json(tune)
 
 
 def _add_show(commands: Any) -> None:
@@ -122,11 +124,12 @@ def _add_show(commands: Any) -> None:
         "Shows the records of the timing cache, by the machine they were measured on.",
         "examples:\n  autolora show\n  autolora show --cache cluster.json --verbose\n",
     )
-    _add_cache_option(show, "file to show (default: every file of the search path)")
+    options.add_cache(show, "file to show (default: every file of the search path)")
     show.add_argument(
-        "-v", "--verbose", action="store_true", help="show every candidate with its verdict"
+        "-v", "--verbose", action="store_true", help="show every candidate with its figures"
     )
-    _add_json(show)
+    options.add_objective(show, "show what layers would run for this")
+    options.add_json(show)
 
 
 def _add_explain(commands: Any) -> None:
@@ -138,9 +141,10 @@ def _add_explain(commands: Any) -> None:
         "and whether that was measured, interpolated or not tuned at all.\n\n" + _TARGET,
         "example:\n  autolora explain model.py --rank 8 --batch-size 4 --seq-len 512\n",
     )
-    _add_target(explain)
-    _add_cache_option(explain, "file to ask (default: every file of the search path)")
-    _add_json(explain)
+    options.add_target(explain)
+    options.add_objective(explain, "what graphs are wanted for")
+    options.add_cache(explain, "file to ask (default: every file of the search path)")
+    options.add_json(explain)
 
 
 def _add_cache(commands: Any) -> None:
@@ -159,7 +163,7 @@ def _add_cache(commands: Any) -> None:
         prog="autolora cache path",
         run="autolora.cli.path",
     )
-    _add_json(path)
+    options.add_json(path)
 
 
 def _add_demo(commands: Any) -> None:
@@ -183,67 +187,9 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument(
         "--rank", type=arguments.count, default=8, metavar="R", help="of the adapters (8)"
     )
-    _add_dtype(demo, "--dtype", "of the model (float32)")
-    _add_device(demo)
-    _add_json(demo)
-
-
-def _add_target(parser: Parser) -> None:
-    parser.add_argument("target", metavar="TARGET", help=argparse.SUPPRESS)
-    adapters = parser.add_argument_group("adapters, for a model that does not bring its own")
-    adapters.add_argument("--rank", type=arguments.count, metavar="R", help="of the adapters")
-    adapters.add_argument(
-        "--alpha", type=arguments.positive, metavar="A", help="the scaling is A / R (A = R)"
-    )
-    adapters.add_argument(
-        "--target-modules",
-        type=arguments.modules,
-        default="all-linear",
-        metavar="NAMES",
-        help="'all-linear' (default), names as q_proj,v_proj, or a regular expression",
-    )
-    dtypes = parser.add_argument_group("dtypes")
-    _add_dtype(dtypes, "--dtype", "of the base model (its own)")
-    _add_dtype(
-        dtypes,
-        "--adapter-dtype",
-        "of A and B (the base's; for a config.json float32, as in PEFT)",
-    )
-    _add_dtype(dtypes, "--compute-dtype", "in which the adapter branch runs (adapter dtype)")
-    _add_dtype(dtypes, "--autocast", "train under torch.autocast of this dtype (off)")
-    size = parser.add_argument_group("size and place of the training")
-    size.add_argument(
-        "--batch-size", type=arguments.count, metavar="N", help="sequences per step (4)"
-    )
-    size.add_argument(
-        "--seq-len", type=arguments.count, metavar="N", help="tokens per sequence (512)"
-    )
-    size.add_argument(
-        "--tokens",
-        type=arguments.counts,
-        default=(),
-        metavar="N,N",
-        help="rows that every layer gets, instead of what a run of the model shows",
-    )
-    _add_device(size)
-
-
-def _add_device(parser: Any) -> None:
-    parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda or cuda:N (default: cuda where there is one)"
-    )
-
-
-def _add_dtype(parser: Any, option: str, text: str) -> None:
-    parser.add_argument(option, type=arguments.dtype, metavar="DTYPE", help=text)
-
-
-def _add_cache_option(parser: Any, text: str) -> None:
-    parser.add_argument("--cache", metavar="FILE", help=text)
-
-
-def _add_json(parser: Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_dtype(demo, "--dtype", "of the model (float32)")
+    options.add_device(demo)
+    options.add_json(demo)
 
 
 def _command(
@@ -277,7 +223,7 @@ def _described(make: Callable[..., Parser], prog: str, description: str, epilog:
 def _later(module: str) -> Callable[[argparse.Namespace], int]:
     """The ``run`` of a command's module, imported when it is called: torch takes a second."""
 
-    def run(options: argparse.Namespace) -> int:
-        return import_module(module).run(options)  # type: ignore[no-any-return]
+    def run(given: argparse.Namespace) -> int:
+        return import_module(module).run(given)  # type: ignore[no-any-return]
 
     return run

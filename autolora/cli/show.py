@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from autolora.cache.choice import lacks
 from autolora.cache.record import Record
 from autolora.cache.store import search_path
 from autolora.cli.caches import open_cache
@@ -19,8 +21,16 @@ from autolora.cli.console import (
     screen_width,
 )
 from autolora.cli.documents import environments_json, record_json
+from autolora.cli.evidence import LEGEND, candidate_table, kept_line
 from autolora.cli.figures import count
+from autolora.cli.objectives import objective_from, runs_json, taken
 from autolora.cli.tables import environment_title, record_table
+from autolora.objective import KINDS, Objective
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from autolora.problem import Problem
 
 
 def run(options: Namespace) -> int:
@@ -31,12 +41,13 @@ def run(options: Namespace) -> int:
     else:
         paths = search_path()
         files = [(path, open_cache(path, required=False).records) for path in paths]
+    asked = objective_from(options)
     if options.json:
-        print_json({"files": [_json(path, records) for path, records in files]})
+        print_json({"files": [_json(path, records, asked) for path, records in files]})
         return 0
     shown = [(path, records) for path, records in files if records]
     for path, records in shown:
-        _print(path, records, options.verbose)
+        _print(path, records, asked, options.verbose)
     if not shown:
         print_paragraph(
             f"Nothing measured yet: {files[0][0]} holds no records. 'autolora tune' fills it, "
@@ -45,19 +56,37 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _json(path: Path, records: Sequence[Record]) -> dict[str, Any]:
+def _json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
+    objectives = list(dict.fromkeys([*map(Objective, reversed(KINDS)), asked]))
     return {
         "path": str(path),
         "environments": environments_json(records),
-        "records": [record_json(record) for record in records],
+        "records": [
+            {**record_json(record), "runs": runs_json(record, objectives)} for record in records
+        ],
     }
 
 
-def _print(path: Path, records: Sequence[Record], verbose: bool) -> None:
+def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: bool) -> None:
     print_line(f"{path}: {count(len(records), 'record')}")
     by_machine = sorted(records, key=lambda record: record.environment.id)  # a stable sort
     for environment, group in groupby(by_machine, key=lambda record: record.environment):
         print_line()
         print_lines(environment_title(environment))
-        print_lines(record_table(list(group), screen_width(), evidence=verbose))
+        whole = {record.problem: record for record in group}
+
+        def below(record: Record, whole: dict[Problem, Record] = whole) -> list[Text]:
+            kept = [] if asked == Objective() else [kept_line(record)]
+            return kept + (candidate_table(whole[record.problem]) if verbose else [])
+
+        shown = [replace(r, winner=taken(r, asked).graph) for r in whole.values()]
+        print_lines(record_table(shown, screen_width(), below=below))
     print_line()
+    if asked != Objective():
+        lacking = sum(bool(lacks(record, asked)) for record in records)
+        print_paragraph(
+            f"Shown is what layers run for {asked}."
+            + (f" {count(lacking, 'record')} not tuned for that." if lacking else "")
+        )
+    if verbose:
+        print_paragraph(LEGEND)

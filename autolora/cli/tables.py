@@ -7,13 +7,13 @@ would choose.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from autolora.cache.record import Candidate, Record
+from autolora.cache.record import Record
 from autolora.cli.console import clean
 from autolora.cli.figures import align, bar, duration, percent, ratio
 from autolora.problem import GRADIENTS, Problem
@@ -34,7 +34,7 @@ def record_table(
     width: int,
     uses: Mapping[Problem, int] | None = None,
     *,
-    evidence: bool = False,
+    below: Callable[[Record], list[Text]] = lambda record: [],
 ) -> list[Text]:
     """A table of records, in sections of equal rank and dtypes.
 
@@ -42,7 +42,7 @@ def record_table(
         records: in the order in which they are to be shown within their section.
         width: of the screen, in cells.
         uses: how many layers share each problem; their effort is shown instead unless given.
-        evidence: whether every candidate is shown.
+        below: what is shown below each record.
     """
     heads = [
         [cell.format(extra="effort" if uses is None else "layers") for cell in head]
@@ -65,29 +65,7 @@ def record_table(
             style = "" if record.winner == record.reference else "green"
             shown.append(Text("  " + clean(line), style))
             shown.append(Text("    " + clean(record.winner), "dim"))
-            shown += candidate_table(record) if evidence else []
-    return shown
-
-
-def candidate_table(record: Record) -> list[Text]:
-    """The evidence of a record: every candidate, its time and its verdict, the fastest first."""
-    ordered = sorted(record.candidates, key=lambda c: (c.median_ns is None, c.median_ns, c.graph))
-    rows = [
-        [
-            duration(candidate.median_ns),
-            f"spread {duration(candidate.spread_ns)}" if candidate.rounds else "not timed",
-            f"{candidate.rounds} rounds" if candidate.rounds else "",
-            _verdict(candidate) + _role(candidate, record),
-        ]
-        for candidate in ordered
-    ]
-    if record.floor_ns is not None:
-        rows.append([duration(record.floor_ns), "the layer without its adapter", "", ""])
-    names = [clean(candidate.graph) for candidate in ordered] + [""]
-    shown = []
-    for line, name in zip(align(rows, "rlrl"), names, strict=False):
-        shown.append(Text("      " + line))
-        shown += [Text("        " + name, "dim")] if name else []
+            shown += below(record)
     return shown
 
 
@@ -169,21 +147,3 @@ def _room(lines: Sequence[str], width: int) -> int:
     """Cells left for the bars; the head above them is wider than the figures beside them."""
     free = width - 2 - max(map(len, lines)) + len(_HEADS[1][5])
     return max(0, min(_LONGEST_BAR, free - len("1.23x ")))
-
-
-def _verdict(candidate: Candidate) -> str:
-    if candidate.verdict is None:
-        return ""
-    return "accurate" if candidate.verdict.ok else clean(f"rejected: {candidate.verdict.reason}")
-
-
-def _role(candidate: Candidate, record: Record) -> str:
-    roles = [
-        role
-        for role, graph in (
-            ("winner", record.winner),
-            ("FLOPs choice", record.flops_choice),
-        )
-        if graph == candidate.graph
-    ]
-    return f", {' and '.join(roles)}" if roles else ""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,32 @@ from autolora.cli.console import (
     screen_width,
 )
 from autolora.cli.documents import environments_json, record_json
-from autolora.cli.figures import count, duration, percent, ratio, wait
+from autolora.cli.figures import count, wait
+from autolora.cli.objectives import (
+    compared,
+    kept_note,
+    objective_from,
+    objective_table,
+    runs_json,
+    steps_json,
+    usage,
+)
 from autolora.cli.progress import progress
+from autolora.cli.steps import steps
 from autolora.cli.tables import environment_title, record_table
 from autolora.cli.targets import device_of, read_target
+from autolora.objective import Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
 from autolora.tuning.tuner import TuneResult, tune_problems
+
+_TIME = Objective()
 
 
 def run(options: Namespace) -> int:
     """Measures what the cache does not hold yet, and prints what was found."""
     device = device_of(options.device)
+    asked = objective_from(options)
     found = read_target(options, device)
     with progress() as tell:
         result = tune_problems(
@@ -44,11 +57,12 @@ def run(options: Namespace) -> int:
             force=options.force,
             device=device,
             on_progress=tell,
+            objective=asked,
         )
     if options.json:
-        print_json(tuned_json(result, found))
+        print_json(tuned_json(result, found, asked))
     else:
-        _print(result, found)
+        _print(result, found, asked)
     for problem, reason in result.failed:
         say_error(f"could not measure {problem}: {reason}")
     if result.interrupted:
@@ -56,18 +70,26 @@ def run(options: Namespace) -> int:
     return MENDABLE if result.failed else 0
 
 
-def tuned_json(result: TuneResult, found: Capture) -> dict[str, Any]:
+def tuned_json(result: TuneResult, found: Capture, asked: Objective = _TIME) -> dict[str, Any]:
     """What a tuning run did, as plain data."""
+    records = in_order(result, found.problems)
+    objectives = compared(records, asked)
     uses = found.uses
     known = [(record, True) for record in result.records]
     known += [(record, False) for record in result.skipped]
     return {
         "cache": str(result.path),
         "records": [
-            {**record_json(record), "layers": uses[record.problem], "measured_now": now}
+            {
+                **record_json(record),
+                "layers": uses[record.problem],
+                "measured_now": now,
+                "runs": runs_json(record, objectives),
+            }
             for record, now in known
         ],
         "environments": environments_json(record for record, _ in known),
+        "steps": steps_json(list(steps(records, found)), objectives),
         "unfinished": [problem.to_json() for problem in result.unfinished],
         "failed": [{"problem": p.to_json(), "reason": reason} for p, reason in result.failed],
         "interrupted": result.interrupted,
@@ -87,59 +109,33 @@ def print_records(records: Sequence[Record], found: Capture) -> None:
     print_lines(environment_title(records[0].environment))
     print_lines(record_table(records, screen_width(), found.uses))
     print_line()
-    for sentence in _steps(records, found):
-        print_paragraph(sentence)
+    for step in steps(records, found):
+        print_paragraph(step.sentence)
 
 
-def _print(result: TuneResult, found: Capture) -> None:
+def _print(result: TuneResult, found: Capture, asked: Objective) -> None:
     records = in_order(result, found.problems)
     if records:
         print_records(records, found)
+        _print_objectives(records, found, asked)
     if found.left:
         reasons = ", ".join(dict.fromkeys(reason for _, reason in found.left))
         print_paragraph(f"{count(len(found.left), 'LoRA layer')} left out: {reasons}.")
     print_paragraph(_summary(result))
     print_line(f"Cache: {result.path}")
     if records and not (result.unfinished or result.failed):
-        _print_next(result.path)
+        _print_next(result.path, asked)
 
 
-def _steps(records: Sequence[Record], found: Capture) -> Iterator[str]:
-    """What the layers of a step take together; one sentence for each size of step."""
-    once: dict[tuple[str, int], Problem] = {}  # a layer's gradients may be known only as either-or
-    for name, problem in found.layers:
-        once.setdefault((name, problem.tokens), problem)
-    calls = Counter(once.values())
-    posed = [record for record in records if calls[record.problem]]
-    steps = {"In one step": posed}
-    if len(found.sizes) > 1:
-        steps = {
-            f"In one step of {tokens} tokens": [r for r in posed if r.problem.tokens == tokens]
-            for tokens in found.sizes
-        }
-    for when, some in steps.items():
-        if some:
-            yield _step(when, some, calls)
-
-
-def _step(when: str, records: Sequence[Record], calls: Mapping[Problem, int]) -> str:
-    def total(times: Iterable[float]) -> float:
-        return sum(n * time for n, time in zip(counts, times, strict=True))
-
-    counts = [calls[record.problem] for record in records]
-    tuned = total(record.median_ns for record in records)
-    reference = total(record.median_ns * record.speedup for record in records)
-    text = (
-        f"{when}, forward and backward, these {count(sum(counts), 'layer')} take "
-        f"{duration(reference)} along the reference graphs and {duration(tuned)} tuned: "
-        f"{ratio(reference / tuned)} as fast"
-    )
-    if all(record.floor_ns is not None for record in records):
-        floor = total(record.floor_ns or 0 for record in records)
-        if floor < reference:
-            share = percent((reference - tuned) / (reference - floor))
-            text += f", {share} of the LoRA overhead removed"
-    return text + "."
+def _print_objectives(records: Sequence[Record], found: Capture, asked: Objective) -> None:
+    """What each objective would run, where these records were measured for more than time."""
+    objectives = compared(records, asked)
+    if len(objectives) > 1:
+        taken = list(steps(records, found))
+        print_line()
+        print_lines(objective_table(records, taken, objectives))
+        print_line()
+        print_paragraph(kept_note(taken))
 
 
 def _summary(result: TuneResult) -> str:
@@ -155,7 +151,7 @@ def _summary(result: TuneResult) -> str:
     return ", ".join(parts) + "."
 
 
-def _print_next(path: Path) -> None:
+def _print_next(path: Path, asked: Objective) -> None:
     if path.resolve() in (known.resolve() for known in search_path()):
         lead = "Next: train. The cache"
     else:
@@ -167,3 +163,8 @@ def _print_next(path: Path) -> None:
         f"{lead} is read by the layers of autolora.add_lora(model, rank=...) and by those of a "
         "PEFT model after autolora.accelerate(model)."
     )
+    variables, arguments = usage(asked)
+    if variables:
+        print_line("They choose for time unless they are told. Say so where you train:")
+        print_line(f"  export {variables}")
+        print_paragraph(f"or in the code: autolora.accelerate(model, {arguments}).")

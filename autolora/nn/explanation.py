@@ -11,7 +11,10 @@ from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.plan import Choice, decide
+from autolora.objective import Objective
 from autolora.problem import DEVICES, Problem
+
+_TIME = Objective()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class LayerExplanation:
             ``pinned``.
         detail: the same in words.
         calls: how often it ran so far; 0 where it was asked about ahead.
+        objective: what the graph was chosen for.
     """
 
     name: str
@@ -34,6 +38,13 @@ class LayerExplanation:
     reason: str
     detail: str
     calls: int
+    objective: Objective = _TIME
+
+    @property
+    def why(self) -> str:
+        """Reason and detail, and the objective where it is not time."""
+        objective = "" if self.objective == _TIME else f"for {self.objective}"
+        return ", ".join(filter(None, (objective, self.reason, self.detail)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,8 @@ class Explanation:
                     "reason": layer.reason,
                     "detail": layer.detail,
                     "calls": layer.calls,
+                    "objective": layer.objective.kind,
+                    "max_saved_bytes": layer.objective.max_saved_bytes,
                 }
                 for layer in self.layers
             ],
@@ -66,10 +79,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{layer.name}: {layer.graph} ({', '.join(filter(None, (layer.reason, layer.detail)))})"
-            for layer in self.layers
-        ]
+        lines = [f"{layer.name}: {layer.graph} ({layer.why})" for layer in self.layers]
         lines += [f"{name}: its own path ({reason})" for name, reason in self.left]
         return "\n".join(lines) or "no LoRA layers"
 
@@ -97,6 +107,7 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
                         choice.reason,
                         choice.detail,
                         choice.calls,
+                        layer.site.wanted,
                     )
                 )
     return Explanation(layers, left)
@@ -112,4 +123,4 @@ def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
-    yield decide(problem, device, layer.site.chooser)
+    yield decide(problem, device, layer.site)

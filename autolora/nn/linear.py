@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.errors import AutoloraError
+from autolora.nn.intent import objective_of
 from autolora.nn.parts import plain_parts
 from autolora.nn.plan import Site, run_layer
 from autolora.problem import DEVICES
@@ -41,9 +42,13 @@ class LoRALinear(nn.Module):
         adapter_dtype: of A and B; ``dtype`` unless given.
         compute_dtype: in which the adapter branch runs; ``adapter_dtype`` (under autocast, its
             dtype) unless given.
+        objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``; that of
+            the environment variable ``AUTOLORA_OBJECTIVE``, or time, unless given.
+        max_saved_bytes: that a call may keep for its backward pass; that of
+            ``AUTOLORA_MAX_SAVED_BYTES``, or no limit, unless given.
 
     Raises:
-        AutoloraError: rank, alpha or dropout is out of range.
+        AutoloraError: rank, alpha, dropout or the objective is out of range.
     """
 
     def __init__(
@@ -60,10 +65,13 @@ class LoRALinear(nn.Module):
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | None = None,
         compute_dtype: torch.dtype | None = None,
+        objective: str | None = None,
+        max_saved_bytes: int | None = None,
     ) -> None:
         super().__init__()
         base = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, compute_dtype)
+        site = Site(compute_dtype, objective_of(objective, max_saved_bytes))
+        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, site)
 
     @classmethod
     def from_linear(
@@ -76,11 +84,14 @@ class LoRALinear(nn.Module):
         use_rslora: bool = False,
         adapter_dtype: torch.dtype | None = None,
         compute_dtype: torch.dtype | None = None,
+        objective: str | None = None,
+        max_saved_bytes: int | None = None,
     ) -> LoRALinear:
         """Wraps an existing layer, whose parameters are shared and frozen, not copied."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, compute_dtype)
+        site = Site(compute_dtype, objective_of(objective, max_saved_bytes))
+        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, site)
         return layer.train(linear.training)
 
     def _wrap(
@@ -91,7 +102,7 @@ class LoRALinear(nn.Module):
         dropout: float,
         use_rslora: bool,
         adapter_dtype: torch.dtype | None,
-        compute_dtype: torch.dtype | None,
+        site: Site,
     ) -> None:
         _check(rank, alpha, dropout)
         _warn_of_rank(rank, base.in_features, base.out_features)
@@ -101,7 +112,7 @@ class LoRALinear(nn.Module):
         self.alpha = alpha
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = dropout
-        self._autolora = Site(compute_dtype)
+        self._autolora = site
         self.base_layer = base.requires_grad_(False)
         place: dict[str, Any] = {
             "bias": False,
@@ -161,6 +172,8 @@ def add_lora(
     use_rslora: bool = False,
     adapter_dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
+    objective: str | None = None,
+    max_saved_bytes: int | None = None,
 ) -> nn.Module:
     """Freezes a model and replaces its target layers, in place, by :class:`LoRALinear`.
 
@@ -176,6 +189,8 @@ def add_lora(
         use_rslora: as there.
         adapter_dtype: as there.
         compute_dtype: as there.
+        objective: as there.
+        max_saved_bytes: as there.
 
     Returns:
         The same model.
@@ -185,6 +200,7 @@ def add_lora(
     """
     alpha = rank if alpha is None else alpha
     _check(rank, alpha, dropout)
+    objective_of(objective, max_saved_bytes)  # refused before anything is changed
     targets = [
         (name, layer)
         for name, layer in model.named_modules(remove_duplicate=False)
@@ -212,6 +228,8 @@ def add_lora(
                 use_rslora=use_rslora,
                 adapter_dtype=adapter_dtype,
                 compute_dtype=compute_dtype,
+                objective=objective,
+                max_saved_bytes=max_saved_bytes,
             )
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replaced[layer])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
 from autolora.graphs.function import Parts
+from autolora.nn.intent import objective_of
 from autolora.nn.parts import base_layout, dropout_of, plain_parts
 from autolora.nn.plan import Site, run_layer
 
@@ -99,7 +100,13 @@ class Acceleration:
         return "\n".join(lines)
 
 
-def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) -> Acceleration:
+def accelerate(
+    model: nn.Module,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    objective: str | None = None,
+    max_saved_bytes: int | None = None,
+) -> Acceleration:
     """Makes the LoRA layers of a PEFT model run along the fastest measured graphs.
 
     Results and gradients stay those of PEFT, to the rounding of the dtypes; dropout draws the mask
@@ -113,17 +120,24 @@ def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) ->
         compute_dtype: in which the adapter branch runs. None is what PEFT does: the dtype of the
             adapter weights, or autocast's. With float32 adapters on a bfloat16 base,
             ``torch.bfloat16`` is much faster; weights and their gradients stay float32.
+        objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``, see
+            :class:`~autolora.objective.Objective`. Unless given it is that of the environment
+            variable ``AUTOLORA_OBJECTIVE``, or time.
+        max_saved_bytes: that one call of a layer may keep for its backward pass; unless given
+            that of ``AUTOLORA_MAX_SAVED_BYTES``, or no limit.
 
     Returns:
         What was taken and what was left, each with a reason.
 
     Raises:
-        AutoloraError: the model holds no LoRA layer, or compute_dtype is no floating dtype.
+        AutoloraError: the model holds no LoRA layer, compute_dtype is no floating dtype, or the
+            objective or its limit is none.
     """
     if compute_dtype is not None and not compute_dtype.is_floating_point:
         raise AutoloraError(
             f"compute_dtype must be a floating dtype such as torch.bfloat16, not {compute_dtype}"
         )
+    wanted = objective_of(objective, max_saved_bytes)
     report = Acceleration()
     for name, layer in lora_layers(model):
         reason = why_left(layer)
@@ -132,7 +146,7 @@ def accelerate(model: nn.Module, *, compute_dtype: torch.dtype | None = None) ->
             continue
         if not isinstance(layer, Accelerated):
             layer.__class__ = accelerated_class(type(layer))
-        layer._autolora = Site(compute_dtype)
+        layer._autolora = Site(compute_dtype, wanted)
         report.taken.append(name)
         parts = peft_parts(layer)
         if isinstance(parts, str):

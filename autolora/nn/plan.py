@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from autolora.cache.choice import lacks
 from autolora.cache.lookup import Answer, Lookup
 from autolora.environment import Environment
 from autolora.graphs.function import Parts, run
 from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import Executable, executable
-from autolora.graphs.space import analytic_graph, find_graph
+from autolora.graphs.space import find_graph
+from autolora.nn.intent import default_objective
 from autolora.nn.parts import PLAIN, base_layout
+from autolora.nn.untuned import notice_lack, notice_miss, untuned_graph
+from autolora.objective import Objective
 from autolora.problem import DTYPES, Problem
 
 logger = logging.getLogger("autolora")
@@ -62,15 +66,22 @@ class Site:
 
     Args:
         compute_dtype: in which the adapter branch runs, None for what PEFT would do.
+        objective: what its graphs are chosen for, None for what the environment variables say.
         chooser: overrides the timing cache, see :func:`pin`.
     """
 
     compute_dtype: torch.dtype | None = None
+    objective: Objective | None = None
     chooser: Chooser | None = None
     choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
 
-    def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None]]:
-        return Site, (self.compute_dtype,)  # the rest belongs to this process
+    @property
+    def wanted(self) -> Objective:
+        """The objective that holds now."""
+        return default_objective() if self.objective is None else self.objective
+
+    def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None, Objective | None]]:
+        return Site, (self.compute_dtype, self.objective)  # the rest belongs to this process
 
 
 def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> Tensor | None:
@@ -95,12 +106,9 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
     ):
         return None
     given = x.dtype
-    if type(W) in PLAIN:
-        base: tuple[Any, ...] = (W.dtype, W.requires_grad)
-    else:  # quantised: it computes in a dtype of its own, whatever autocast says
+    if quantised := type(W) not in PLAIN:  # it computes in its own dtype, whatever autocast says
         own = getattr(W, "compute_dtype", None)
         x = x if own is None else x.to(own)
-        base = (W,)
     autocast = torch.is_autocast_enabled(kind)
     key = (
         x.numel(),
@@ -109,8 +117,8 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
         x.requires_grad,
         torch.is_grad_enabled(),
         torch.get_autocast_dtype(kind) if autocast else None,
-        base,
-        b is not None and b.dtype,
+        b.dtype if quantised and b is not None else quantised or W.dtype,
+        quantised or W.requires_grad,
         A.shape[0],
         A.dtype,
         A.requires_grad,
@@ -131,9 +139,9 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
         return None
     if not autocast:
         Y = run(choice.executable, x, parts, s, p)
-        return Y if x.dtype == given else Y.to(given)
+        return Y.to(given) if quantised else Y
     # The graph has its dtypes already, and autocast would change some of them.
-    if type(W) in PLAIN:
+    if not quantised:
         given = torch.get_autocast_dtype(kind)
         x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
     torch.set_autocast_enabled(kind, False)
@@ -163,17 +171,23 @@ def refresh(model: torch.nn.Module | None = None) -> None:
             site.choices.clear()
 
 
-def decide(problem: Problem, device: torch.device, chooser: Chooser | None = None) -> Choice:
+def decide(problem: Problem, device: torch.device, site: Site) -> Choice:
     """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss."""
-    if chooser is not None:
-        return _made(problem, chooser(problem), "pinned")
-    graph, reason, detail = _decide(problem, device)
+    if site.chooser is not None:
+        return _made(problem, site.chooser(problem), "pinned")
+    graph, reason, detail = _decide(problem, device, site.wanted)
     return _made(problem, graph, reason, detail)
 
 
-def ask(lookup: Lookup, problem: Problem, environment: Environment) -> tuple[Graph | None, Answer]:
+def ask(
+    lookup: Lookup, problem: Problem, environment: Environment, objective: Objective
+) -> tuple[Graph | None, Answer]:
     """The valid graph that the timing cache names for a problem, None on a miss, and its answer."""
-    answer = lookup.find(problem, environment, lambda name: find_graph(name, problem) is not None)
+
+    def valid(name: str) -> bool:
+        return find_graph(name, problem) is not None
+
+    answer = lookup.find(problem, environment, valid, objective)
     return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
@@ -243,7 +257,7 @@ def _choose(site: Site, x: Tensor, parts: Parts, p: float) -> Choice:
     problem = problem_of(site, x, parts, p)
     if isinstance(problem, str):
         return Choice(None, Graph(REFERENCE), "left", problem)
-    return decide(problem, x.device, site.chooser)
+    return decide(problem, x.device, site)
 
 
 def _made(problem: Problem, graph: Graph, reason: str, detail: str = "") -> Choice:
@@ -257,38 +271,15 @@ def _lookup() -> Lookup:
 
 
 @lru_cache(maxsize=65536)
-def _decide(problem: Problem, device: torch.device) -> tuple[Graph, str, str]:
-    graph, answer = ask(_lookup(), problem, Environment.of(device))
+def _decide(problem: Problem, device: torch.device, objective: Objective) -> tuple[Graph, str, str]:
+    graph, answer = ask(_lookup(), problem, Environment.of(device), objective)
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
+        lack = lacks(answer.record, objective) if answer.record is not None else ""
+        if lack and problem.gradients:
+            notice_lack(problem, objective, lack)
         return graph, answer.reason, answer.detail
     if problem.gradients:
-        _notice_miss(problem)
-    return analytic_graph(problem), "miss", "not tuned; chosen by FLOPs and bytes"
-
-
-_noticed: set[tuple[int, str, str]] = set()
-
-
-def forget_notices() -> None:
-    """Lets misses be reported again."""
-    _noticed.clear()
-
-
-def _notice_miss(problem: Problem) -> None:
-    """Once per rank, dtype and device: which command would tune what was not found."""
-    kind = (problem.rank, problem.dtype, problem.device)
-    if kind in _noticed:
-        return
-    _noticed.add(kind)
-    logger.warning(
-        "autolora: no timings for %s; its graph is chosen by FLOPs and bytes. To measure instead: "
-        "autolora.tune(model, tokens=%d), or ahead of time: autolora tune MODEL --rank %d "
-        "--dtype %s --device %s --tokens %d",
-        problem,
-        problem.tokens,
-        problem.rank,
-        problem.dtype,
-        problem.device,
-        problem.tokens,
-    )
+        notice_miss(problem, objective)
+    graph, how = untuned_graph(problem, objective)
+    return graph, "miss", f"not tuned; {how}"

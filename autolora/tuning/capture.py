@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.problem import Problem
 from autolora.tuning.model_file import one_line
 from autolora.tuning.target import DEFAULT_BATCH_SIZE, Target
+from autolora.tuning.watch import Tensors, autocasting, train_mode, watched
 
 logger = logging.getLogger("autolora")
 
@@ -35,12 +35,15 @@ class Capture:
         left: paths of LoRA layers that pose none, each with the reason.
         notes: what was assumed, and what was odd; one sentence each.
         sizes: token counts that each layer was asked about, where these were not seen in a run.
+        inputs: for each entry of ``layers`` that was seen in a run which X it got, as a number:
+            equal numbers are one tensor, as q, k and v of a block get.
     """
 
     layers: list[tuple[str, Problem]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sizes: tuple[int, ...] = ()
+    inputs: dict[tuple[str, Problem], int] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[Problem]:
@@ -55,7 +58,8 @@ class Capture:
     def at(self, tokens: Sequence[int]) -> Capture:
         """The same layers at other token counts."""
         layers = [(name, problem.at(count)) for name, problem in self.layers for count in tokens]
-        return _distinct(Capture(layers, self.left, self.notes, tuple(tokens)))
+        inputs = {(n, p.at(count)): x for (n, p), x in self.inputs.items() for count in tokens}
+        return _distinct(Capture(layers, self.left, self.notes, tuple(tokens), inputs))
 
 
 def capture(
@@ -166,6 +170,7 @@ def run_problems(
     found = Capture(left=left_layers(model))
     layers = adapted_layers(model)
     seen: set[str] = set()
+    tensors = Tensors()
     kind = device or (layers[0].device.type if layers else "cpu")
 
     def note(layer: AdaptedLayer, x: Tensor) -> torch.dtype:
@@ -179,10 +184,13 @@ def run_problems(
             _leave(found, layer, f"its input is {x.dtype}, its base weight {layer.base_dtype}")
         else:
             needs = needs if torch.is_grad_enabled() else ()
-            _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
+            problem = _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
+            if problem is not None:
+                read = x.to(getattr(torch, problem.dtype))  # what autocast casts is nobody else's
+                found.inputs.setdefault((layer.name, problem), tensors.number(read))
         return active or layer.base_dtype
 
-    with _train_mode(model), _watched(layers, note), torch.enable_grad(), _autocast(kind, autocast):
+    with train_mode(model), watched(layers, note), torch.enable_grad(), autocasting(kind, autocast):
         try:
             _call(model, inputs)
         except Exception:
@@ -215,62 +223,18 @@ def _note(
     gradients: Sequence[str],
     autocast: torch.dtype | None,
     device: str | None,
-) -> None:
+) -> Problem | None:
     try:
         problem = layer.problem(tokens, gradients=gradients, autocast=autocast, device=device)
     except ValueError as error:  # a dtype or a device that no graphs exist for
         _leave(found, layer, str(error))
-        return
+        return None
     found.layers.append((layer.name, problem))
+    return problem
 
 
 def _leave(found: Capture, layer: AdaptedLayer, reason: str) -> None:
     found.left.append((layer.name, reason))
-
-
-@contextmanager
-def _watched(layers: Sequence[AdaptedLayer], note: Any) -> Iterator[None]:
-    """Replaces the forward of each layer by one that notes its input and runs the base alone."""
-
-    def watch(layer: AdaptedLayer) -> Any:
-        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            Y = layer.base(x, note(layer, x))
-            for weight in layer.weights.values():
-                Y = Y + 0 * weight.sum().to(Y.dtype)  # so that Y needs a gradient
-            return Y
-
-        return forward
-
-    had = [vars(layer.module).get("forward") for layer in layers]
-    for layer in layers:
-        vars(layer.module)["forward"] = watch(layer)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, had, strict=True):
-            del vars(layer.module)["forward"]
-            if forward is not None:
-                vars(layer.module)["forward"] = forward
-
-
-@contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
-    if dtype is None:  # whatever is active around us
-        yield
-        return
-    with torch.autocast(device, dtype):
-        yield
 
 
 def _check_inputs(inputs: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.intent import default_objective, objective_of
 from autolora.nn.plan import refresh
 from autolora.problem import DEVICES, Problem
 from autolora.tuning.capture import model_problems
@@ -23,6 +24,8 @@ def tune(
     effort: str = "normal",
     budget: float | None = None,
     cache: Path | str | None = None,
+    objective: str | None = None,
+    max_saved_bytes: int | None = None,
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
@@ -36,6 +39,10 @@ def tune(
         effort: ``"quick"``, ``"normal"`` or ``"thorough"``.
         budget: seconds for the whole run; what was not begun by then is reported as unfinished.
         cache: the file to write; the first of the search path unless given.
+        objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``, see
+            :class:`~autolora.objective.Objective`. That of the model's layers unless given; for
+            problems that of the environment variable ``AUTOLORA_OBJECTIVE``, or time.
+        max_saved_bytes: that one call of a layer may keep for its backward pass; likewise.
 
     Returns:
         The records measured now and those skipped.
@@ -43,12 +50,19 @@ def tune(
     Raises:
         AutoloraError: no LoRA layers, no tokens, or an argument out of range; unwritable cache.
     """
+    given = objective_of(objective, max_saved_bytes)
     if not isinstance(model_or_problems, nn.Module):
         if tokens is not None:
             raise AutoloraError("tokens go with a model; a problem has its own")
         problems = model_or_problems
         listed = [problems] if isinstance(problems, Problem) else list(problems)
-        result = tune_problems(listed, effort=effort, budget=budget, cache=cache)
+        result = tune_problems(
+            listed,
+            effort=effort,
+            budget=budget,
+            cache=cache,
+            objective=given or default_objective(),
+        )
         refresh()
         return result
     model = model_or_problems
@@ -67,8 +81,14 @@ def tune(
         )
     on = torch.is_autocast_enabled(device.type)
     capture = model_problems(model, counts, torch.get_autocast_dtype(device.type) if on else None)
+    own = list(dict.fromkeys(layer.site.wanted for layer in layers))
     result = tune_problems(
-        capture.problems, effort=effort, budget=budget, cache=cache, device=device
+        capture.problems,
+        effort=effort,
+        budget=budget,
+        cache=cache,
+        device=device,
+        objective=own if given is None else given,
     )
     refresh(model)
     return result

@@ -93,6 +93,7 @@ def race(
     baseline: str,
     kept: Collection[str] = (),
     observed: Collection[str] = (),
+    pools: Sequence[Collection[str]] = (),
     between: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
@@ -112,6 +113,9 @@ def race(
         baseline: the candidate that wins unless it is beaten by more than the noise.
         kept: candidates that take part in the confirmation even when beaten.
         observed: those of ``runs`` that are only timed, in the confirmation, and cannot win.
+        pools: groups of candidates whose own fastest is wanted as well, by its time: none of a pool
+            is dropped before it has three rounds, and then only when its pool's fastest beats it.
+            That one takes part in the confirmation, where it can win only if it came close.
         between: called before each timing, outside of it.
         clock: seconds, for the limit of the pace.
     """
@@ -119,26 +123,31 @@ def race(
     runs[baseline]()  # warms the allocator and the threads
     samples: Samples = {name: [] for name in runs}
     running = [name for name in runs if name not in observed]
+    groups = [group for pool in pools if (group := _still(pool, running))]
+    least = max(pace.rounds[0], _ENOUGH) if groups else pace.rounds[0]
     end = clock() + pace.seconds
     for number in range(1, pace.rounds[1] + 1):
         _round(running, runs, measure, between, rng, samples)
         leader = fastest(samples, running)
-        running = [
-            name
-            for name in running
-            if name == leader or not _beaten(samples[name], samples[leader], number)
-        ]
-        if number >= pace.rounds[0] and (clock() >= end or _settled(samples, running, leader)):
+        stay = _unbeaten(running, samples, number)
+        for group in groups:
+            still = _still(group, running)
+            stay.update(still if number < _ENOUGH else _unbeaten(still, samples, number))
+        running = [name for name in running if name in stay]
+        if number >= least and (clock() >= end or _settled(samples, running, leader)):
             break
     running.sort(key=lambda name: median(samples[name]))
     first = median(samples[running[0]])
     close = [name for name in running[:2] if median(samples[name]) <= _CLOSE * first]
-    finalists = list(dict.fromkeys([*close, baseline, *kept, *observed]))
+    wanted = [fastest(samples, _still(group, running)) for group in groups]
+    close += [name for name in wanted if median(samples[name]) <= _CLOSE * first]
+    able = list(dict.fromkeys([*close, baseline, *kept]))  # to win
+    finalists = list(dict.fromkeys([*able, *wanted, *observed]))
     confirmed: Samples = {name: [] for name in finalists}
     end = clock() + pace.seconds
     for number in range(1, pace.confirmation[1] + 1):
         _round(finalists, runs, measure, between, rng, confirmed)
-        winner = fastest(confirmed, [name for name in finalists if name not in observed])
+        winner = fastest(confirmed, [name for name in able if name not in observed])
         ratio, noise = paired(*_both(samples, confirmed, winner, baseline))
         decided = winner == baseline or abs(ratio - 1) > 2 * noise
         limit = end if decided else end + pace.seconds
@@ -189,6 +198,11 @@ def _round(
         into[name].append(measure(runs[name]))
 
 
+def _still(pool: Collection[str], running: Sequence[str]) -> list[str]:
+    """Those of a pool that are still in the race, as its fastest always is."""
+    return [name for name in running if name in pool]
+
+
 def _both(
     samples: Samples, confirmed: Samples, first: str, second: str
 ) -> tuple[list[float], list[float]]:
@@ -198,6 +212,12 @@ def _both(
         samples[first][:shared] + confirmed[first],
         samples[second][:shared] + confirmed[second],
     )
+
+
+def _unbeaten(names: Sequence[str], samples: Samples, rounds: int) -> set[str]:
+    """The fastest of some candidates, and those that it does not beat."""
+    leader = fastest(samples, names)
+    return {leader} | {n for n in names if not _beaten(samples[n], samples[leader], rounds)}
 
 
 def _beaten(times: list[float], leader: list[float], rounds: int) -> bool:

@@ -14,47 +14,29 @@ from statistics import median
 
 import torch
 
+from autolora.cache.choice import lacks
 from autolora.cache.record import EFFORTS as RANKS
 from autolora.cache.record import Candidate, Record, Verdict
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.space import flops_graph, reference_graph, valid_graphs
+from autolora.graphs.graph import Graph
+from autolora.graphs.space import flops_graph, reference_graph
+from autolora.objective import Objective, kinds_of
 from autolora.problem import Problem
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
 from autolora.tuning.device import device_for, plain_torch, settle_allocator, turn_on
-from autolora.tuning.screen import screen, shortlist
-from autolora.tuning.stopwatch import Measure, Pace, Result, measure_for, race, spread
+from autolora.tuning.effort import EFFORTS
+from autolora.tuning.entrants import enter, promising
+from autolora.tuning.screen import screen
+from autolora.tuning.stopwatch import Measure, Result, measure_for, race, spread
 from autolora.version import __version__
 
 logger = logging.getLogger("autolora")
 
-_MOST_FLOPS = 1.3  # of the least that any graph needs
+_TIME = Objective()
 FLOOR = "floor"  # the layer without its adapter, timed beside the graphs
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How hard a problem is measured.
-
-    Args:
-        most: graphs kept by the screen.
-        within: none is kept that the screen predicts slower than this times the best.
-        pace: of the race.
-    """
-
-    most: int
-    within: float
-    pace: Pace
-
-
-EFFORTS = {
-    "quick": Effort(4, 1.05, Pace((2, 6), (1, 5), 0.2)),
-    "normal": Effort(8, 1.10, Pace((2, 30), (1, 15), 0.4)),
-    "thorough": Effort(24, 1.25, Pace((8, 120), (15, 60), 6.0)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +89,7 @@ def tune_problems(
     device: torch.device | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
+    objective: Objective | Sequence[Objective] = _TIME,
 ) -> TuneResult:
     """Measures problems and publishes each record as soon as it is there.
 
@@ -119,6 +102,9 @@ def tune_problems(
         device: on which; that of each problem's type unless given.
         on_progress: told whenever a problem enters a stage.
         seed: of the data and of the order of the race.
+        objective: what the graphs are chosen for, one or several. A problem that is in the cache
+            file, but not for these, is measured anew, for those of the known record too and with
+            its effort if that is higher, so that the new record serves whatever the old one did.
 
     Raises:
         AutoloraError: unknown effort, a budget that is none, no such device, unwritable cache.
@@ -131,19 +117,26 @@ def tune_problems(
     store = TimingCache.load(path)
     store.save()  # an unwritable file is found out before anything is measured, not after
     result = TuneResult(path)
-    todo: list[tuple[Problem, torch.device, Environment]] = []
+    asked = (objective,) if isinstance(objective, Objective) else tuple(objective)
+    todo: list[tuple[Problem, torch.device, Environment, str, tuple[Objective, ...]]] = []
     for problem in dict.fromkeys(problems):
         place = device_for(problem, device)
         environment = Environment.of(place)
         known = store.find(problem, environment)
-        if known is not None and not force and RANKS.index(known.effort) >= RANKS.index(effort):
-            result.skipped.append(known)
-        else:
-            todo.append((problem, place, environment))
+        hard, wanted = effort, asked
+        if known is not None:
+            lacking = any(lacks(known, each) for each in asked)
+            enough = RANKS.index(known.effort) >= RANKS.index(effort)
+            if enough and not lacking and not force:
+                result.skipped.append(known)
+                continue
+            hard = known.effort if enough and lacking else effort
+            wanted += tuple(map(Objective, known.objectives))
+        todo.append((problem, place, environment, hard, wanted))
     start = time.monotonic()
     cost = sum(_cost(problem) for problem, *_ in todo)
     spent = 0.0
-    for number, (problem, place, environment) in enumerate(todo):
+    for number, (problem, place, environment, hard, wanted) in enumerate(todo):
         elapsed = time.monotonic() - start
         if budget is not None and elapsed >= budget:
             result.unfinished += [p for p, *_ in todo[number:]]
@@ -159,7 +152,13 @@ def tune_problems(
 
         try:
             record = measure_problem(
-                problem, place, environment, effort=effort, seed=seed, on_stage=tell
+                problem,
+                place,
+                environment,
+                effort=hard,
+                seed=seed,
+                on_stage=tell,
+                objective=wanted,
             )
             store.publish(record)
         except KeyboardInterrupt:
@@ -190,9 +189,14 @@ def measure_problem(
     seed: int = 0,
     measure: Measure | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    objective: Objective | Sequence[Objective] = _TIME,
 ) -> Record:
-    """One problem: screen, verdicts, race; the record with all its evidence."""
+    """One problem: screen, verdicts, race; the record with all its evidence.
+
+    The winner is the fastest, whatever the objective; that adds to the candidates.
+    """
     start = time.monotonic()
+    objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     plan = EFFORTS[effort]
     rng = random.Random(seed)
     measure = measure or measure_for(device)
@@ -201,21 +205,19 @@ def measure_problem(
         settle_allocator(device)
         data = Data.random(problem, device, seed=seed)
         on_stage("screen")
-        predictions = screen(_promising(problem), data, measure, rng)
+        predictions = screen(promising(problem, objectives), data, measure, rng)
         reference, by_flops = reference_graph(problem), flops_graph(problem)
-        fits = _affordable(plan, predictions[0].nanoseconds if predictions else 0)
-        verdicts: dict[Graph, Verdict] = {}
-        accepted: list[Graph] = []
-        for graph in shortlist(predictions, 4 * fits, plan.within):
-            verdicts[graph] = verdict(graph, problem, device)
-            if verdicts[graph].ok:
-                accepted.append(graph)
-            if len(accepted) == fits:
-                break
-        for graph in (by_flops, reference):
-            verdicts.setdefault(graph, verdict(graph, problem, device))
-        racing = {graph.name: graph for graph in (*accepted, by_flops, reference)}
-        barred = {FLOOR} | {name for name, graph in racing.items() if not verdicts[graph].ok}
+        fits = plan.affords(predictions[0].nanoseconds if predictions else 0)
+        found = enter(
+            problem,
+            predictions,
+            lambda graph: verdict(graph, problem, device),
+            objectives,
+            most=fits,
+            within=plan.within,
+        )
+        racing = {graph.name: graph for graph in found.racing}
+        barred = {name for name, graph in racing.items() if not found.verdicts[graph].ok}
         on_stage("race")
         result = race(
             {name: data.step(graph) for name, graph in racing.items()} | {FLOOR: data.floor()},
@@ -224,36 +226,25 @@ def measure_problem(
             rng,
             baseline=reference.name,
             kept={by_flops.name},
-            observed=barred,
+            observed={FLOOR, *barred},
+            pools=found.pools,
             between=data.clear,
         )
     return Record(
         problem=problem,
         environment=environment,
         effort=effort,
+        objectives=kinds_of(objectives),
         winner=result.winner,
         reference=reference.name,
         flops_choice=by_flops.name,
-        candidates=_candidates(problem, verdicts, result),
+        candidates=_candidates(problem, found.verdicts, result),
         floor_ns=_median(result, FLOOR),
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - start, 3),
         conditions={"load_1min": load, "processors": os.cpu_count()},
         autolora=__version__,
     )
-
-
-def _promising(problem: Problem) -> list[Graph]:
-    """The graphs worth timing: wide products run near the peak, so FLOPs far above lose."""
-    graphs = [graph for graph in valid_graphs(problem).values() if graph.forward != REFERENCE]
-    flops = {graph: graph.flops(problem) for graph in graphs}
-    least = min(flops.values(), default=0)
-    return [graph for graph in graphs if flops[graph] <= _MOST_FLOPS * least]
-
-
-def _affordable(plan: Effort, nanoseconds: float) -> int:
-    """How many graphs can race, so that the least number of rounds fits the time of the pace."""
-    return max(2, min(plan.most, int(plan.pace.seconds * 1e9 / (2 * nanoseconds + 1)) - 2))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,79 @@
+"""What a layer runs where nothing was measured for it, and the notice that says how to measure."""
+
+from __future__ import annotations
+
+import logging
+
+from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.space import analytic_graph, valid_graphs
+from autolora.objective import Objective, beyond
+from autolora.problem import Problem
+
+logger = logging.getLogger("autolora")
+
+_noticed: set[tuple[int, str, str, str]] = set()
+
+
+def untuned_graph(problem: Problem, objective: Objective) -> tuple[Graph, str]:
+    """The choice without measurements, and how it was made, in words.
+
+    By FLOPs and bytes; for memory, and where that graph is not within the limit, by FLOPs among the
+    graphs that keep the fewest bytes. Where the adapter computes in another dtype than the base,
+    these have its routes to Y and dX, since others may round the merged weight.
+    """
+    graph = analytic_graph(problem)
+    if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
+        return graph, "chosen by FLOPs and bytes"
+    exact = problem.dtype == problem.compute_dtype
+    lean = min(
+        (
+            other
+            for other in valid_graphs(problem).values()
+            if not other.transposed
+            and other.forward != REFERENCE
+            and (exact or (other.forward, other.dx) == (graph.forward, graph.dx))
+        ),
+        key=lambda o: (o.saved_bytes(problem), o.flops(problem), o.bytes(problem), o.name),
+        default=graph,
+    )
+    least = lean.saved_bytes(problem)
+    detail = "chosen by FLOPs of those that keep least"
+    return lean, detail if objective.admits(least) else f"{detail}; {beyond(objective, least)}"
+
+
+def forget_notices() -> None:
+    """Lets misses be reported again."""
+    _noticed.clear()
+
+
+def notice_miss(problem: Problem, objective: Objective) -> None:
+    """Once per rank, dtype, device and objective: which command would tune what was not found."""
+    _notice(
+        problem, objective, "no timings for {}; its graph is chosen by FLOPs and bytes. To measure"
+    )
+
+
+def notice_lack(problem: Problem, objective: Objective, lack: str) -> None:
+    """Likewise, that what was found was measured for other objectives."""
+    _notice(problem, objective, f"the timings for {{}} are {lack}. To measure")
+
+
+def _notice(problem: Problem, objective: Objective, words: str) -> None:
+    kind = (problem.rank, problem.dtype, problem.device, str(objective))
+    if kind in _noticed:
+        return
+    _noticed.add(kind)
+    options = "" if objective.kind == "time" else f" --objective {objective.kind}"
+    if objective.max_saved_bytes is not None:
+        options += f" --max-saved-bytes {objective.max_saved_bytes}"
+    logger.warning(
+        "autolora: %s instead: autolora.tune(model, tokens=%d), or ahead of time: autolora tune "
+        "MODEL --rank %d --dtype %s --device %s --tokens %d%s",
+        words.format(problem),
+        problem.tokens,
+        problem.rank,
+        problem.dtype,
+        problem.device,
+        problem.tokens,
+        options,
+    )
