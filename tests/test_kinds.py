@@ -2,8 +2,9 @@
 
 import copy
 import pickle
+import sys
+from dataclasses import replace
 
-import peft
 import pytest
 import torch
 import transformers
@@ -25,6 +26,7 @@ from torch import nn
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
 from autolora.nn.plan import pin
+from autolora.tuning.tuner import tune_problems
 
 KINDS = {
     "dropout": {"lora_dropout": 0.1},
@@ -53,7 +55,7 @@ def gpt2(**lora):
     return adapt(model, target_modules=names, fan_in_fan_out=True, **lora)
 
 
-def quantised(kind, dtype=torch.float32, **lora):
+def quantised(kind, dtype=torch.float32, quant_type="nf4", **lora):
     """The small Llama with its linear layers quantised by bitsandbytes."""
     bnb = pytest.importorskip("bitsandbytes")
     model = llama(dtype).unload()
@@ -61,8 +63,8 @@ def quantised(kind, dtype=torch.float32, **lora):
         if type(layer) is nn.Linear and "lm_head" not in name:
             i, o, bias = layer.in_features, layer.out_features, layer.bias is not None
             if kind == "nf4":
-                new = bnb.nn.Linear4bit(i, o, bias=bias, compute_dtype=dtype, quant_type="nf4")
-                new.weight = bnb.nn.Params4bit(layer.weight.data, False, quant_type="nf4")
+                new = bnb.nn.Linear4bit(i, o, bias=bias, compute_dtype=dtype, quant_type=quant_type)
+                new.weight = bnb.nn.Params4bit(layer.weight.data, False, quant_type=quant_type)
             else:
                 new = bnb.nn.Linear8bitLt(i, o, bias=bias, has_fp16_weights=False)
                 new.weight = bnb.nn.Int8Params(layer.weight.data, False, has_fp16_weights=False)
@@ -281,4 +283,21 @@ def test_autocast_of_float32_with_dropout():
         torch.manual_seed(0)
         fast(**batch())
     assert {choice.problem.dtype for choice in choices_of(fast)} == {"bfloat16"}
-    assert peft is not None
+
+
+def test_a_quantised_problem_without_its_library(monkeypatch):
+    problem = autolora.Problem(32, 32, 8, 4, "float32", "cpu", layout="nf4")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    result = tune_problems([problem, replace(problem, layout="linear")], effort="quick")
+    ((failed, reason),) = result.failed
+    assert failed == problem
+    assert "bitsandbytes, which is not installed: pip install 'autolora[quantised]'" in reason
+    assert [record.problem.layout for record in result.records] == ["linear"]
+
+
+def test_another_quantisation_stays_with_peft():
+    plain, fast = (quantised("nf4", quant_type="fp4") for _ in range(2))
+    report = autolora.accelerate(fast)
+    assert {why for _, why in report.notes} == {"a weight quantised as fp4"}
+    assert_same_training_step(fast, plain, 0.0)
+    assert fast_calls(fast) == (0, 0)

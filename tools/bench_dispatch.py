@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_layer import peft_model
+from bench_layer import Regime, peft_model
 from torch import nn
 
 import autolora
@@ -55,7 +55,7 @@ def dispatch():
     """Microseconds of look-up and dispatch on a hit, for a PEFT layer and for LoRALinear."""
     x = torch.randn(1, 64)
     Y = torch.randn(1, 64)
-    peft_layer = peft_model((1, 64, 64), 8, torch.float32, torch.float32)
+    peft_layer = peft_model((1, 64, 64), 8, Regime())
     autolora.accelerate(peft_layer)
     layers = {
         "PEFT layer": peft_layer.base_model.model.linear,
@@ -80,7 +80,7 @@ def dispatch():
 
 def tiny():
     """Speed-up over PEFT's layer where only overhead counts."""
-    plain = peft_model((1, 64, 64), 8, torch.float32, torch.float32)
+    plain = peft_model((1, 64, 64), 8, Regime())
     fast = copy.deepcopy(plain)
     autolora.accelerate(fast)
     autolora.tune(adapted_layers(fast)[0].problem(1))

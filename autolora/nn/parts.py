@@ -30,8 +30,9 @@ def plain_parts(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> P
         lora_B: may have a bias.
         magnitude: DoRA's, a module with a weight.
     """
-    kind = type(base)
-    for part in (lora_A, lora_B) if kind is not Linear else (base, lora_A, lora_B):
+    if type(base) is not Linear or magnitude is not None:
+        return _special_parts(base, lora_A, lora_B, magnitude)
+    for part in (base, lora_A, lora_B):
         if type(part) is not Linear:
             return f"a part of type {type(part).__name__}"
         if (
@@ -52,30 +53,41 @@ def plain_parts(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> P
         return "global module hooks"
     own, narrow, wide = base._parameters, lora_A._parameters, lora_B._parameters
     W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
-    c, M = wide.get("bias"), None
-    if kind is not Linear or magnitude is not None:
-        reason = _changed(base) or ("" if magnitude is None else _changed(magnitude))
-        if reason:
-            return reason
-        if kind is not Linear:
-            found = _base_weight(base, W)
-            if isinstance(found, str):
-                return found
-            W = found[0]
-        if magnitude is not None:
-            M = magnitude._parameters.get("weight")
-            if type(M) not in PLAIN:
-                return "tensor subclasses or missing weights"
-            if c is not None:
-                return "DoRA with a bias in lora_B"
-            if base_layout(base) == "int8":
-                return "DoRA on 8-bit weights"
-    if not (type(A) in PLAIN and type(B) in PLAIN and (type(W) in PLAIN or W is base)):
+    c = wide.get("bias")
+    if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
         return "tensor subclasses or missing weights"
     if (b is not None and type(b) not in PLAIN) or (c is not None and type(c) not in PLAIN):
         return "tensor subclasses or missing weights"
     if narrow.get("bias") is not None:
         return "a bias in lora_A"
+    return W, b, A, B, c, None
+
+
+def _special_parts(base: Any, lora_A: Any, lora_B: Any, magnitude: Any) -> Parts | str:
+    """The same for a base that is no ``torch.nn.Linear``, or with DoRA's magnitude."""
+    found = plain_parts(lora_A, lora_A, lora_B)  # the adapter's half of it
+    if isinstance(found, str):
+        return found
+    reason = _changed(base) or ("" if magnitude is None else _changed(magnitude))
+    if reason:
+        return reason
+    W, b, M = base._parameters.get("weight"), base._parameters.get("bias"), None
+    if type(base) is not Linear:
+        weight = _base_weight(base, W)
+        if isinstance(weight, str):
+            return weight
+        W = weight[0]
+    _, _, A, B, c, _ = found
+    if magnitude is not None:
+        M = magnitude._parameters.get("weight")
+        if type(M) not in PLAIN:
+            return "tensor subclasses or missing weights"
+        if c is not None:
+            return "DoRA with a bias in lora_B"
+        if base_layout(base) == "int8":
+            return "DoRA on 8-bit weights"
+    if (type(W) not in PLAIN and W is not base) or (b is not None and type(b) not in PLAIN):
+        return "tensor subclasses or missing weights"
     return W, b, A, B, c, M
 
 
@@ -94,14 +106,16 @@ def base_layout(base: Any) -> str:
 def dropout_of(layer: Any) -> float | str:
     """The probability that a dropout layer has now, or why it is none that graphs exist for."""
     kind = type(layer)
-    if kind is not torch.nn.Identity and kind is not torch.nn.Dropout:
+    if kind is torch.nn.Identity:
+        return "hooks on its parts" if layer._forward_hooks or layer._forward_pre_hooks else 0.0
+    if kind is not torch.nn.Dropout:
         return f"a dropout of type {kind.__name__}"
     if reason := _changed(layer):
         return reason
-    if kind is torch.nn.Identity or not layer.training:
-        return 0.0
     p = layer.p
-    return float(p) if 0 <= p < 1 else f"dropout {p:g} while training"
+    if not layer.training or not p:
+        return 0.0
+    return float(p) if 0 < p < 1 else f"dropout {p:g} while training"
 
 
 def _changed(module: Any) -> str:
