@@ -106,3 +106,21 @@ def test_rejected_graphs_do_not_race():
     everything = entered(PLAIN, MEMORY, judge=lambda g: replace(judge(g), ok=False, reason="no"))
     assert set(everything.racing) == {flops_graph(PLAIN), reference_graph(PLAIN)}
     assert everything.pools == [frozenset({REFERENCE})]
+
+
+def test_refused_routes_do_not_keep_the_accurate_ones_out():
+    """However many of the best predicted are refused, and however much faster they would be."""
+    asked = []
+
+    def strict(graph):
+        asked.append(graph)
+        ok = graph.forward in (REFERENCE, "one_product")
+        return replace(judge(graph), ok=ok, reason="" if ok else "no")
+
+    def others_first(graph):
+        return 1.0 if graph.forward == "one_product" else 0.5
+
+    found = entered(DORA, TIME, judge=strict, slow=others_first)
+    fast = [graph for graph in found.racing if found.verdicts[graph].ok]
+    assert len([graph for graph in fast if graph.forward == "one_product"]) == 4
+    assert len(asked) < 60

@@ -247,15 +247,32 @@ def test_twenty_steps_with_dropout_have_the_losses_of_peft(kind):
 
 
 @pytest.mark.parametrize("where", ["lora_A", "lora_B", "magnitude"])
-def test_a_nan_in_the_adapter_comes_out_as_with_peft(where):
+def test_a_nan_in_the_adapter_is_named_and_left_to_peft(where):
     plain = llama(use_dora=True, lora_dropout=0.1)
     for name, parameter in plain.named_parameters():
         if where in name:
             parameter.data.view(-1)[0] = torch.nan
     fast = copy.deepcopy(plain)
-    autolora.accelerate(fast)
+    report = autolora.accelerate(fast)
+    assert report.taken == []
+    reason = "its adapter default holds numbers that are not finite"
+    assert {why for _, why in report.left} == {reason}
+    assert {why for _, why in autolora.explain(fast, tokens=8).left} == {reason}
     assert gradients(fast)[0].isnan()
     assert gradients(plain)[0].isnan()
+
+
+@pytest.mark.parametrize("where", ["lora_A", "lora_B", "magnitude"])
+def test_a_nan_that_comes_in_training_comes_out_as_with_peft(where):
+    plain = llama(use_dora=True, lora_dropout=0.1)
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    for model in (plain, fast):
+        for name, parameter in model.named_parameters():
+            if where in name:
+                parameter.data.view(-1)[0] = torch.nan
+        assert gradients(model)[0].isnan()
+    assert fast_calls(fast) == (14, 0)
 
 
 @pytest.mark.parametrize(

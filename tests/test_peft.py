@@ -208,6 +208,10 @@ def test_adapter_names_go_to_peft():
     with torch.no_grad():
         expected = plain(**batch(), adapter_names=names).logits
         assert torch.equal(fast(**batch(), adapter_names=names).logits, expected)
+    listed = autolora.explain(fast).left
+    assert len(listed) == 14
+    assert {why for _, why in listed} == {"its forward was given adapter_names"}
+    assert fast_calls(fast) == (0, 14)
 
 
 def test_switching_and_deleting_adapters():

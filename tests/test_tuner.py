@@ -24,7 +24,7 @@ from autolora.tuning import accuracy, entrants, tuner
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
 from autolora.tuning.device import device_for
-from autolora.tuning.screen import Prediction, screen, shortlist
+from autolora.tuning.screen import Prediction, distinct, screen
 from autolora.tuning.tuner import measure_problem, tune_problems
 
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_the_graph_that_the_clock_favours_wins(monkeypatch):
     monkeypatch.setattr(
         tuner, "screen", lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name]
     )
-    monkeypatch.setattr(entrants, "shortlist", lambda *_: [find_graph(favoured, SMALL)])
+    monkeypatch.setattr(entrants, "distinct", lambda _: [_prediction(find_graph(favoured, SMALL))])
     record = measured(measure=lambda run: run())
     assert record.winner == favoured
     assert record.speedup == pytest.approx(109 / 50, rel=0.01)
@@ -120,14 +120,16 @@ def test_the_screen_takes_the_faster_library(monkeypatch):
         assert prediction.graph.onednn == onednn_products(prediction.graph, SMALL)
 
 
-def test_the_shortlist_is_varied():
+def test_graphs_that_differ_in_orientations_alone_are_few():
     data = Data.random(SMALL, CPU)
     predictions = screen(
         valid_graphs(SMALL).values(), data, lambda run: (run(), 1.0)[1], random.Random(0)
     )
-    kept = shortlist(predictions, 8, 10.0)
-    assert len(kept) == 8
-    structures = [replace(g, transposed=frozenset(), onednn=frozenset()) for g in kept]
+    kept = list(distinct(predictions))
+    assert 8 <= len(kept) < len(predictions)
+    structures = [
+        replace(prediction.graph, transposed=frozenset(), onednn=frozenset()) for prediction in kept
+    ]
     assert max(structures.count(s) for s in structures) <= 2
 
 

@@ -91,7 +91,7 @@ def analytic_graph(problem: Problem) -> Graph:
     """
     balance = _FLOPS_PER_BYTE[problem.device]
     return min(
-        (graph for graph in _written(problem) if _surely_accurate(graph, problem)),
+        (graph for graph in _written(problem) if surely_accurate(graph, problem)),
         key=lambda graph: (
             graph.flops(problem) + balance * graph.bytes(problem),
             -len(graph.saves),
@@ -100,7 +100,7 @@ def analytic_graph(problem: Problem) -> Graph:
     )
 
 
-def _surely_accurate(graph: Graph, problem: Problem) -> bool:
+def surely_accurate(graph: Graph, problem: Problem) -> bool:
     """Whether a graph rounds as little as the reference does, in whatever dtypes.
 
     Where the adapter computes in a wider dtype than the base, a merged weight is rounded more

@@ -16,7 +16,7 @@ from autolora.errors import AutoloraError
 from autolora.graphs.function import Parts
 from autolora.nn.intent import objective_of
 from autolora.nn.parts import base_layout, dropout_of, plain_parts
-from autolora.nn.plan import Site, run_layer
+from autolora.nn.plan import Site, left, run_layer
 
 try:
     from peft.tuners import lora
@@ -38,7 +38,10 @@ class Accelerated:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``; PEFT's own if it is not plain."""
-        if not args and not kwargs and not torch.compiler.is_compiling():
+        if args or kwargs:
+            names = ", ".join(kwargs) or "more arguments"
+            left(self._autolora, f"its forward was given {names}")
+        elif not torch.compiler.is_compiling():
             found = peft_parts(self)
             if not isinstance(found, str):
                 Y = run_layer(self._autolora, x, *found)
@@ -187,6 +190,10 @@ def why_left(layer: Any) -> str:
         return f"its base is a {type(base).__name__}"
     if "forward" in layer.__dict__:
         return "its forward was replaced"
+    for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+        for name, weight in part.named_parameters():
+            if not weight.is_meta and not bool(weight.isfinite().all()):
+                return f"its adapter {name.partition('.')[0]} holds numbers that are not finite"
     return ""
 
 

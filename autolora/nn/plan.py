@@ -151,6 +151,14 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
         torch.set_autocast_enabled(kind, True)
 
 
+def left(site: Site, reason: str) -> None:
+    """Notes that a call of the layer takes its own plain path, for :func:`~autolora.explain`."""
+    key = ("left", reason)
+    if key not in site.choices:
+        site.choices[key] = Choice(None, Graph(REFERENCE), "left", reason)
+    site.choices[key].calls += 1
+
+
 def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
     """Makes every layer of a model take its graph from ``chooser`` instead of the timing cache.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.space import analytic_graph, valid_graphs
+from autolora.graphs.space import analytic_graph, surely_accurate, valid_graphs
 from autolora.objective import Objective, beyond
 from autolora.problem import Problem
 
@@ -18,20 +18,18 @@ def untuned_graph(problem: Problem, objective: Objective) -> tuple[Graph, str]:
     """The choice without measurements, and how it was made, in words.
 
     By FLOPs and bytes; for memory, and where that graph is not within the limit, by FLOPs among the
-    graphs that keep the fewest bytes. Where the adapter computes in another dtype than the base,
-    these have its routes to Y and dX, since others may round the merged weight.
+    graphs that keep the fewest bytes. All are surely as accurate as the reference.
     """
     graph = analytic_graph(problem)
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"
-    exact = problem.dtype == problem.compute_dtype
     lean = min(
         (
             other
             for other in valid_graphs(problem).values()
             if not other.transposed
             and other.forward != REFERENCE
-            and (exact or (other.forward, other.dx) == (graph.forward, graph.dx))
+            and surely_accurate(other, problem)
         ),
         key=lambda o: (o.saved_bytes(problem), o.flops(problem), o.bytes(problem), o.name),
         default=graph,

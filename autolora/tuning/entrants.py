@@ -6,22 +6,24 @@ of graphs are wanted for another objective than time. It times nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from autolora.cache.record import Verdict
 from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.space import flops_graph, reference_graph, valid_graphs
 from autolora.objective import Objective, kinds_of, lean_levels, most_accurate
 from autolora.problem import Problem
-from autolora.tuning.screen import Prediction, shortlist
+from autolora.tuning.screen import Prediction, distinct
 
 Judge = Callable[[Graph], Verdict]
 
 _MOST_FLOPS = 1.3  # of the least that any graph needs
 _FAST_ENOUGH = 1.3  # times the best prediction: no route is tried for accuracy that costs more
 _EACH = 2  # lean or accurate graphs of one kind that race
-_TRIED = 4  # graphs whose verdict is asked for, for each one that is wanted
+_TRIED = 4  # graphs of a kind whose verdict is asked for, for each one that is wanted
 
 
 @dataclass(slots=True)
@@ -76,12 +78,12 @@ def enter(
         judge: gives a graph's verdict.
         objectives: what they are chosen for.
         most: of the best predicted.
-        within: none of these is predicted to take more than this times the best.
+        within: none of these is predicted to take more than this times the best accurate one.
     """
     found = Entrants()
     by_flops, reference = flops_graph(problem), reference_graph(problem)
     kinds = kinds_of(objectives)
-    fast = _accepted(shortlist(predictions, _TRIED * most, within), most, judge, found)
+    fast = _fast(predictions, judge, found, most, within)
     for graph in (by_flops, reference):
         _ask(graph, judge, found)
     found.racing += [graph for graph in (by_flops, reference) if graph not in fast]
@@ -90,6 +92,34 @@ def enter(
     if "accuracy" in kinds:
         _add_accurate(predictions, reference, judge, most, found)
     return found
+
+
+def _fast(
+    predictions: Sequence[Prediction], judge: Judge, found: Entrants, most: int, within: float
+) -> list[Graph]:
+    """Lets the best predicted of the accurate race.
+
+    Accuracy hangs on the routes to Y and dX, and on the libraries that take them: of a pair that
+    was refused a few times no more is tried, so that it does not keep the accurate ones out.
+    """
+    accepted: list[Graph] = []
+    refused: Counter[tuple[str, str, frozenset[str]]] = Counter()
+    best = 0.0
+    for prediction in distinct(predictions):
+        graph = prediction.graph
+        if len(accepted) == most or (best and prediction.nanoseconds > within * best):
+            break
+        routes = graph.forward, graph.dx, graph.onednn & {"Y", "U", "dX"}
+        if refused[routes] == _TRIED:
+            continue
+        _ask(graph, judge, found)
+        if found.verdicts[graph].ok:
+            accepted.append(graph)
+            best = best or prediction.nanoseconds
+        else:
+            refused[routes] += 1
+    found.racing += accepted
+    return accepted
 
 
 def _add_lean(
@@ -155,7 +185,7 @@ def _accepted(graphs: Iterable[Graph], most: int, judge: Judge, found: Entrants)
 
 
 def _best(predictions: Sequence[Prediction], most: int) -> list[Graph]:
-    return shortlist(predictions, most, float("inf"))
+    return [prediction.graph for prediction in islice(distinct(predictions), most)]
 
 
 def _ask(graph: Graph, judge: Judge, found: Entrants) -> None:

@@ -6,7 +6,8 @@ The cost grows with the number of distinct steps, some forty, not with the numbe
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -50,7 +51,7 @@ def screen(
     """Every composed graph, with its faster libraries and the sum of its steps, fastest first."""
     problem = data.problem
     parts: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
-    distinct: dict[Key, Line] = {}
+    lines_by_key: dict[Key, Line] = {}
     for graph in graphs:
         if graph.forward == REFERENCE:
             continue
@@ -59,10 +60,10 @@ def screen(
         keys = []
         for one, other in zip(by_blas, by_onednn, strict=True):
             pair = _key(one, problem), _key(other, problem)
-            distinct.update(zip(pair, (one, other), strict=True))
+            lines_by_key.update(zip(pair, (one, other), strict=True))
             keys.append((*pair, one.writes))
         parts.append((graph, keys))
-    times = _time(distinct, data, measure, rng)
+    times = _time(lines_by_key, data, measure, rng)
     return sorted(
         (_cheapest(graph, keys, times) for graph, keys in parts),
         key=lambda prediction: prediction.nanoseconds,
@@ -82,20 +83,14 @@ def _cheapest(
     return Prediction(replace(graph, onednn=frozenset(chosen)), total)
 
 
-def shortlist(predictions: Iterable[Prediction], most: int, within: float) -> list[Graph]:
-    """The best predicted graphs, at most two of a structure, none beyond ``within`` of the best."""
-    kept: list[Graph] = []
-    structures: dict[Graph, int] = {}
-    best = None
+def distinct(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """The predictions in their order, at most two of a structure: the rest is orientations."""
+    structures: Counter[Graph] = Counter()
     for prediction in predictions:
-        best = best or prediction.nanoseconds
-        if len(kept) == most or prediction.nanoseconds > within * best:
-            break
         structure = replace(prediction.graph, transposed=frozenset(), onednn=frozenset())
-        if structures.get(structure, 0) < _SAME_STRUCTURE:
-            structures[structure] = structures.get(structure, 0) + 1
-            kept.append(prediction.graph)
-    return kept
+        structures[structure] += 1
+        if structures[structure] <= _SAME_STRUCTURE:
+            yield prediction
 
 
 def _time(
