@@ -250,7 +250,7 @@ R = ("--rank", "2")
         (("tune", "model.py", *R, "--effort", "max"), "choose from"),
         (("tune", "model.py", *R, "--budget", "-1"), "positive number, not '-1'"),
         (("tune", "model.py", *R, "--alpha", "nan"), "positive number, not 'nan'"),
-        (("tune", "model.py", *R, "--target-modules", "q_proj"), "match no torch.nn.Linear"),
+        (("tune", "model.py", *R, "--target-modules", "q_proj"), "match no linear layer"),
         (("tune", "model.py", *R, "--target-modules", "(" * 3), "no regular expression"),
         (("tune", "model.py", *R, "--cache", "."), "cannot write the timing cache"),
         (("tune", "model.py", *R, "--cache", "/dev/null/x.json"), "cannot write the timing cache"),
@@ -427,6 +427,46 @@ def test_explain_tells_of_layers_that_are_left(say):
     assert said.code == 0
     assert "its own path: a dropout of type AlphaDropout" in said.out
     assert len(say("explain", "mixed.py", "--json").json["left"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (["--dropout", "0.1"], {"dropout": True}),
+        (["--dora"], {"variant": "dora", "gradients": ["X", "A", "B", "M"]}),
+        (["--lora-bias"], {"adapter_bias": True, "gradients": ["X", "A", "B", "c"]}),
+        (["--quantised", "nf4", "--dora"], {"layout": "nf4", "variant": "dora"}),
+        (["--quantised", "int8", "--dropout", "0.5"], {"layout": "int8", "dropout": True}),
+    ],
+)
+def test_tune_knows_the_kinds_of_adapters(say, options, fields):
+    Path("plain.py").write_text(MODEL, encoding="utf-8")
+    arguments = ["plain.py", "--rank", "2", "--tokens", "16", *options]
+    said = say("tune", *arguments, "--effort", "quick", "--json")
+    assert said.code == 0
+    *_, last = said.json["records"]
+    assert {name: last["problem"][name] for name in fields} == fields
+    title = say("show").out
+    assert ("DoRA rank 2" in title) == ("--dora" in options)
+    assert "exact" in say("explain", *arguments).out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--dropout", "1"], "argument --dropout: must be at least 0 and below 1, not '1'"),
+        (["--dropout", "much"], "argument --dropout: must be at least 0 and below 1, not 'much'"),
+        (["--dora", "--lora-bias"], "DoRA with a bias in lora_B has no graphs but PEFT's"),
+        (["--dora", "--quantised", "int8"], "DoRA on int8 layers has no graphs but PEFT's"),
+        (["--quantised", "fp4"], "argument --quantised: invalid choice: 'fp4'"),
+    ],
+)
+def test_tune_refuses_what_does_not_go_together(say, options, complaint):
+    Path("plain.py").write_text(MODEL, encoding="utf-8")
+    said = say("tune", "plain.py", "--rank", "2", *options)
+    assert said.code != 0
+    assert complaint in said.err
+    assert "Traceback" not in said.err
 
 
 # ---- cache path

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import autolora
 from autolora import AutoloraError, LoRALinear
+from autolora.tuning.quantise import quantised
 
 BF16 = torch.bfloat16
 
@@ -192,7 +193,7 @@ def test_weights_saved_by_peft_load_by_their_names(tmp_path):
         ({"rank": 2, "alpha": -1}, "alpha must be a positive number, not -1"),
         ({"rank": 2, "alpha": float("nan")}, "alpha must be a positive number, not nan"),
         ({"rank": 2, "dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
-        ({"rank": 2, "target_modules": ["query"]}, r"match no torch.nn.Linear.*it has up, down"),
+        ({"rank": 2, "target_modules": ["query"]}, r"match no linear layer.*it has up, down"),
         ({"rank": 2, "target_modules": "("}, "is no regular expression"),
     ],
 )
@@ -217,3 +218,25 @@ def test_a_model_that_is_one_linear_layer_is_told_what_to_do():
 def test_a_rank_that_saves_nothing_is_warned_of():
     with pytest.warns(UserWarning, match="rank 9 is larger than a layer of 6→5"):
         LoRALinear(6, 5, 9, alpha=9)
+
+
+def test_add_lora_takes_conv1d_and_quantised_layers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    model = autolora.add_lora(transformers.GPT2LMHeadModel(config), rank=2)
+    names = [name for name, module in model.named_modules() if isinstance(module, LoRALinear)]
+    assert [name.rpartition(".")[2] for name in names] == ["c_attn", "c_proj", "c_fc", "c_proj"]
+    layer = trained(model.transformer.h[0].mlp.c_fc)
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    W, A, B = layer.base_layer.weight.T, layer.lora_A.weight, layer.lora_B.weight
+    expected = x @ W.T + layer.base_layer.bias + layer.scaling * (x @ A.T) @ B.T
+    torch.testing.assert_close(layer(x), expected)
+    (choice,) = layer._autolora.choices.values()
+    assert choice.problem.layout == "conv1d"
+    assert choice.executable is not None
+    nf4 = quantised(torch.randn(24, 64), None, "nf4")
+    layer = trained(LoRALinear.from_linear(nf4, 4, alpha=4))
+    x = torch.randn(6, 64, requires_grad=True)
+    expected = nf4(x) + (x @ layer.lora_A.weight.T) @ layer.lora_B.weight.T
+    torch.testing.assert_close(layer(x), expected)
+    assert [c.problem.layout for c in layer._autolora.choices.values()] == ["nf4"]

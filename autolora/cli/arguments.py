@@ -56,6 +56,17 @@ def positive(text: str) -> float:
     return value
 
 
+def probability(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text!r}")
+    return value
+
+
 def saved_bytes(text: str) -> int:
     """A number of bytes, or one of K, M or G."""
     try:

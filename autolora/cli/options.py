@@ -7,6 +7,7 @@ from typing import Any
 
 from autolora.cli import arguments
 from autolora.objective import KINDS
+from autolora.problem import QUANTISED
 
 
 def add_target(parser: Any) -> None:
@@ -23,6 +24,20 @@ def add_target(parser: Any) -> None:
         default="all-linear",
         metavar="NAMES",
         help="'all-linear' (default), names as q_proj,v_proj, or a regular expression",
+    )
+    adapters.add_argument(
+        "--dropout",
+        type=arguments.probability,
+        default=0.0,
+        metavar="P",
+        help="of the adapters' input (0)",
+    )
+    adapters.add_argument("--dora", action="store_true", help="DoRA instead of LoRA")
+    adapters.add_argument("--lora-bias", action="store_true", help="lora_B has a bias")
+    adapters.add_argument(
+        "--quantised",
+        choices=QUANTISED,
+        help="the base layers will be bitsandbytes': nf4 or int8",
     )
     dtypes = parser.add_argument_group("dtypes")
     add_dtype(dtypes, "--dtype", "of the base model (its own)")

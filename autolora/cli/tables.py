@@ -16,7 +16,7 @@ from rich.text import Text
 from autolora.cache.record import Record
 from autolora.cli.console import clean
 from autolora.cli.figures import align, bar, duration, percent, ratio
-from autolora.problem import GRADIENTS, Problem
+from autolora.problem import PLAIN_GRADIENTS, Problem
 
 if TYPE_CHECKING:
     from autolora.environment import Environment
@@ -27,6 +27,8 @@ _HEADS = (
 )
 _SIDES = "lrlrrlrr"
 _LONGEST_BAR = 24
+
+_VARIANTS = {"lora": "LoRA", "dora": "DoRA"}
 
 
 def record_table(
@@ -109,8 +111,9 @@ def layer_title(problem: Problem) -> str:
 
 
 def gradient_title(problem: Problem) -> str:
-    """The gradients that are needed, each at its place."""
-    shown = [name if name in problem.gradients else " " for name in GRADIENTS]
+    """The gradients that are needed: of X, A and B each at its place, then what else there is."""
+    shown = [name if name in problem.gradients else " " for name in PLAIN_GRADIENTS]
+    shown += [name for name in problem.gradients if name not in PLAIN_GRADIENTS]
     return " ".join(shown).rstrip() if problem.gradients else "none"
 
 
@@ -121,11 +124,15 @@ def call_title(problem: Problem) -> str:
 
 
 def _title(problem: Problem) -> str:
-    title = f"rank {problem.rank}, {problem.dtype}"
+    title = f"{_VARIANTS[problem.variant]} rank {problem.rank}, {problem.dtype}"
+    if problem.layout != "linear":
+        title += f" {problem.layout}"
     if problem.adapter_dtype != problem.dtype:
         title += f", adapters {problem.adapter_dtype}"
     if problem.compute_dtype != problem.adapter_dtype:
         title += f" computed in {problem.compute_dtype}"
+    if problem.adapter_bias:
+        title += ", lora_B bias"
     return title + (", dropout" if problem.dropout else "")
 
 

@@ -27,6 +27,10 @@ def read_target(options: Namespace, device: torch.device) -> Capture:
         dtype=torch_dtype(options.dtype),
         adapter_dtype=torch_dtype(options.adapter_dtype),
         compute_dtype=torch_dtype(options.compute_dtype),
+        dropout=options.dropout,
+        dora=options.dora,
+        lora_bias=options.lora_bias,
+        quantised=options.quantised or "",
     )
     with redirect_stdout(sys.stderr):
         return capture(

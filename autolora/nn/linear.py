@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from autolora.errors import AutoloraError
 from autolora.nn.intent import objective_of
-from autolora.nn.parts import plain_parts
+from autolora.nn.parts import base_layout, plain_parts
 from autolora.nn.plan import Site, run_layer
 from autolora.problem import DEVICES
 
@@ -76,7 +76,7 @@ class LoRALinear(nn.Module):
     @classmethod
     def from_linear(
         cls,
-        linear: nn.Linear,
+        linear: nn.Module,
         rank: int,
         *,
         alpha: float,
@@ -96,7 +96,7 @@ class LoRALinear(nn.Module):
 
     def _wrap(
         self,
-        base: nn.Linear,
+        base: Any,
         rank: int,
         alpha: float,
         dropout: float,
@@ -105,9 +105,8 @@ class LoRALinear(nn.Module):
         site: Site,
     ) -> None:
         _check(rank, alpha, dropout)
-        _warn_of_rank(rank, base.in_features, base.out_features)
-        self.in_features = base.in_features
-        self.out_features = base.out_features
+        _warn_of_rank(rank, *_sizes(base))
+        self.in_features, self.out_features = _sizes(base)
         self.rank = rank
         self.alpha = alpha
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
@@ -117,10 +116,10 @@ class LoRALinear(nn.Module):
         place: dict[str, Any] = {
             "bias": False,
             "device": base.weight.device,
-            "dtype": adapter_dtype or base.weight.dtype,
+            "dtype": adapter_dtype or getattr(base, "compute_dtype", None) or base.weight.dtype,
         }
-        self.lora_A = nn.Linear(base.in_features, rank, **place)
-        self.lora_B = nn.Linear(rank, base.out_features, **place)
+        self.lora_A = nn.Linear(self.in_features, rank, **place)
+        self.lora_B = nn.Linear(rank, self.out_features, **place)
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,12 +149,14 @@ class LoRALinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's; some models ask their layers for its dtype or device."""
-        return self.base_layer.weight
+        weight: Tensor = self.base_layer.weight
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
         """The base layer's."""
-        return self.base_layer.bias
+        bias: Tensor | None = self.base_layer.bias
+        return bias
 
     def extra_repr(self) -> str:
         """Rank and scaling, for ``print(model)``."""
@@ -181,7 +182,8 @@ def add_lora(
         model: any module.
         rank: of every adapter.
         alpha: s = alpha / rank; ``rank`` unless given, so that s = 1.
-        target_modules: ``"all-linear"``, every :class:`torch.nn.Linear` but the model's head (its
+        target_modules: ``"all-linear"``, every linear layer (those of torch, ``Conv1D`` of
+            transformers, NF4 and int8 layers of bitsandbytes) but the model's head (its
             output embedding, or a ``score`` or ``classifier`` of its own); a collection of names,
             each the last part or the end of a layer's path as in PEFT; or a regular expression that
             matches the whole path.
@@ -204,12 +206,12 @@ def add_lora(
     targets = [
         (name, layer)
         for name, layer in model.named_modules(remove_duplicate=False)
-        if type(layer) is nn.Linear and _matches(name, layer, target_modules, model)
+        if base_layout(layer) and _matches(name, layer, target_modules, model)
     ]
     if not targets:
-        linear = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
+        linear = [name for name, layer in model.named_modules() if base_layout(layer)]
         raise AutoloraError(
-            f"target_modules {target_modules!r} match no torch.nn.Linear of this "
+            f"target_modules {target_modules!r} match no linear layer of this "
             f"{type(model).__name__}; it has {_some(linear)}"
         )
     if "" in (name for name, _ in targets):
@@ -236,6 +238,13 @@ def add_lora(
     return model
 
 
+def _sizes(base: Any) -> tuple[int, int]:
+    """in_features and out_features; a ``Conv1D`` of transformers says them by its weight alone."""
+    if base_layout(base) == "conv1d":
+        return base.weight.shape[0], base.weight.shape[1]
+    return base.in_features, base.out_features
+
+
 def _check(rank: int, alpha: float, dropout: float) -> None:
     if type(rank) is not int or rank < 1:
         raise AutoloraError(f"rank must be a whole number of at least 1, not {rank!r}")
@@ -255,7 +264,7 @@ def _warn_of_rank(rank: int, in_features: int, out_features: int) -> None:
 
 
 def _matches(
-    name: str, layer: nn.Linear, target_modules: str | Collection[str], model: nn.Module
+    name: str, layer: nn.Module, target_modules: str | Collection[str], model: nn.Module
 ) -> bool:
     if target_modules == "all-linear":
         get = getattr(model, "get_output_embeddings", None)

@@ -7,7 +7,7 @@ import logging
 from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.space import analytic_graph, surely_accurate, valid_graphs
 from autolora.objective import Objective, beyond
-from autolora.problem import Problem
+from autolora.problem import QUANTISED, Problem
 
 logger = logging.getLogger("autolora")
 
@@ -57,11 +57,14 @@ def notice_lack(problem: Problem, objective: Objective, lack: str) -> None:
 
 
 def _notice(problem: Problem, objective: Objective, words: str) -> None:
-    kind = (problem.rank, problem.dtype, problem.device, str(objective))
+    kind = (problem.rank, problem.kind, problem.device, str(objective))
     if kind in _noticed:
         return
     _noticed.add(kind)
-    options = "" if objective.kind == "time" else f" --objective {objective.kind}"
+    options = " --dropout 0.1" * problem.dropout + " --lora-bias" * problem.adapter_bias
+    options += " --dora" * (problem.variant == "dora")
+    options += f" --quantised {problem.layout}" if problem.layout in QUANTISED else ""
+    options += "" if objective.kind == "time" else f" --objective {objective.kind}"
     if objective.max_saved_bytes is not None:
         options += f" --max-saved-bytes {objective.max_saved_bytes}"
     logger.warning(

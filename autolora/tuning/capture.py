@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,12 @@ class Capture:
     def uses(self) -> Counter[Problem]:
         """How many layers share each problem."""
         return Counter(problem for _, problem in self.layers)
+
+    def changed(self, change: Callable[[Problem], Problem]) -> Capture:
+        """The same layers with other problems."""
+        layers = [(name, change(problem)) for name, problem in self.layers]
+        inputs = {(name, change(problem)): x for (name, problem), x in self.inputs.items()}
+        return _distinct(Capture(layers, self.left, self.notes, self.sizes, inputs))
 
     def at(self, tokens: Sequence[int]) -> Capture:
         """The same layers at other token counts."""
@@ -115,6 +121,8 @@ def capture(
             else "no LoRA layer of this model can be tuned: "
             + ", ".join(dict.fromkeys(reason for _, reason in found.left))
         )
+    if target.added is not None:
+        found = found.changed(target.added.of)
     found.notes[:0] = target.notes
     for note in found.notes:
         logger.warning("%s", note)

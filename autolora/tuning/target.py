@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.linear import add_lora
+from autolora.problem import QUANTISED, Problem
 from autolora.tuning.hf_config import CONFIG, load_config
 from autolora.tuning.model_file import load_model_file
 
@@ -39,6 +40,13 @@ class Adapters:
         adapter_dtype: of A and B. Unless given: what the model brings, else the base's dtype in a
             model file and float32 for a Hugging Face model with a narrower base, as PEFT does.
         compute_dtype: in which the adapter branch runs; what PEFT would do unless given.
+        dropout: of the adapters to add, likewise the rest.
+        dora: whether they are DoRA's.
+        lora_bias: whether lora_B has a bias.
+        quantised: how the base layers will be: ``"nf4"`` or ``"int8"``, computed in ``dtype``.
+
+    Raises:
+        AutoloraError: the last three do not go together, or a value is out of range.
     """
 
     rank: int | None = None
@@ -47,6 +55,31 @@ class Adapters:
     dtype: torch.dtype | None = None
     adapter_dtype: torch.dtype | None = None
     compute_dtype: torch.dtype | None = None
+    dropout: float = 0.0
+    dora: bool = False
+    lora_bias: bool = False
+    quantised: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dora and self.lora_bias:
+            raise AutoloraError("DoRA with a bias in lora_B has no graphs but PEFT's")
+        if self.dora and self.quantised == "int8":
+            raise AutoloraError("DoRA on int8 layers has no graphs but PEFT's")
+        if self.quantised and self.quantised not in QUANTISED:
+            raise AutoloraError(f"quantised must be one of {', '.join(QUANTISED)}")
+
+    def of(self, problem: Problem) -> Problem:
+        """The problem of a plain LoRA layer, as it is with these adapters."""
+        gradients = problem.gradients
+        if "A" in gradients or "B" in gradients:
+            gradients += ("M",) * self.dora + ("c",) * self.lora_bias
+        return replace(
+            problem,
+            layout=self.quantised or problem.layout,
+            adapter_bias=self.lora_bias,
+            variant="dora" if self.dora else "lora",
+            gradients=gradients,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +92,14 @@ class Target:
             where nothing tells what they are.
         seq_len: that a batch has unless the user says otherwise.
         notes: what the user should know about how it was read.
+        added: the adapters that it was given, None where it brings its own.
     """
 
     model: nn.Module
     inputs: Callable[[int, int], Any] | None
     seq_len: int = DEFAULT_SEQ_LEN
     notes: list[str] = field(default_factory=list)
+    added: Adapters | None = None
 
 
 def load_target(target: str, adapters: Adapters) -> Target:
@@ -96,16 +131,16 @@ def _from_file(path: Path, name: str | None, adapters: Adapters) -> Target:
     def inputs(batch_size: int, seq_len: int) -> Any:
         return _on_meta(file.inputs(batch_size, seq_len), adapters.dtype)
 
-    notes = []
+    given = inputs if file.example_inputs else None
     if _has_lora(model):
         _convert(model, adapters)
-        if adapters.rank is not None:
-            notes.append(f"{path.name} brings its own LoRA layers: the rank it gives them holds")
-    else:
-        if adapters.dtype is not None:
-            model.to(adapters.dtype)
-        _add(model, adapters, adapters.adapter_dtype)
-    return Target(model.to("meta"), inputs if file.example_inputs else None, notes=notes)
+        own = f"{path.name} brings its own LoRA layers: the rank it gives them holds"
+        notes = [] if adapters.rank is None else [own]
+        return Target(model.to("meta"), given, notes=notes)
+    if adapters.dtype is not None:
+        model.to(adapters.dtype)
+    _add(model, adapters, adapters.adapter_dtype)
+    return Target(model.to("meta"), given, added=adapters)
 
 
 def _from_config(path: Path, adapters: Adapters) -> Target:
@@ -122,7 +157,7 @@ def _from_config(path: Path, adapters: Adapters) -> Target:
     adapter_dtype = adapters.adapter_dtype or (torch.float32 if narrow else None)
     _add(made.model, adapters, adapter_dtype)
     seq_len = min(DEFAULT_SEQ_LEN, made.longest or DEFAULT_SEQ_LEN)
-    return Target(made.model, made.inputs, seq_len, made.notes)
+    return Target(made.model, made.inputs, seq_len, made.notes, adapters)
 
 
 def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None) -> None:
@@ -133,6 +168,7 @@ def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None
         rank=adapters.rank,
         alpha=adapters.alpha,
         target_modules=adapters.target_modules,
+        dropout=adapters.dropout,
         adapter_dtype=adapter_dtype,
         compute_dtype=adapters.compute_dtype,
     )
