@@ -16,8 +16,8 @@ MAY_IMPORT = {
     "environment": set(),
     "graphs.contraction": set(),
     "graphs.tensors": {"problem", "graphs.contraction"},
-    "graphs.forward": {"problem", "graphs.contraction"},
-    "graphs.backward": {"problem", "graphs.contraction"},
+    "graphs.forward": {"problem", "graphs.contraction", "graphs.tensors"},
+    "graphs.backward": {"problem", "graphs.contraction", "graphs.tensors"},
     "graphs.baseline": {"problem", "graphs.contraction", "graphs.tensors"},
     "graphs.graph": {
         "problem",

@@ -68,6 +68,7 @@ REGIMES = {
     "bfloat16, float32 adapters": Regime(BF16),
     "bfloat16, float32 adapters, autocast": Regime(BF16, autocast=True),
     "bfloat16, float32 adapters, compute_dtype": Regime(BF16, compute=BF16),
+    "float32, bfloat16 adapters": Regime(adapter=BF16),
     "dropout, float32": Regime(lora=DROPOUT),
     "dropout, bfloat16": Regime(BF16, BF16, lora=DROPOUT),
     "DoRA, float32": Regime(lora=DORA),
@@ -76,6 +77,7 @@ REGIMES = {
     "DoRA, dropout, bfloat16": Regime(BF16, BF16, lora=DORA | DROPOUT),
     "nf4, bfloat16": Regime(BF16, BF16, layout="nf4"),
     "nf4, bfloat16, float32 adapters": Regime(BF16, layout="nf4"),
+    "nf4, float32, autocast": Regime(autocast=True, layout="nf4"),
     "conv1d, float32": Regime(layout="conv1d"),
     "conv1d, bfloat16": Regime(BF16, BF16, layout="conv1d"),
 }

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.graphs.tensors import sees_a_copy
 from autolora.problem import Problem
 
 Routes = dict[str, tuple[Step, ...]]
@@ -131,7 +132,7 @@ def intermediates(problem: Problem) -> Mapping[str, Step]:
 def _adjusted(step: Step, problem: Problem) -> Step:
     """The step with the input that the adapter saw, and the B that DoRA's gradients meet."""
     if isinstance(step, Contraction):
-        if problem.dropout and step.out in ("dA", "P") and step.right == "X":
+        if sees_a_copy(problem) and step.out in ("dA", "P") and step.right == "X":
             return replace(step, right="D")
         if problem.variant == "dora" and "B" in (step.left, step.right):
             left, right = ("Bg" if name == "B" else name for name in (step.left, step.right))

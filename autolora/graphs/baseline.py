@@ -46,7 +46,7 @@ def saved_bytes(problem: Problem) -> int:
     """Bytes that autograd keeps on that path beside the parameters.
 
     X for the adapter in compute_dtype (after dropout: its result, and on the CPU a mask as wide as
-    the input), h, and for DoRA two results of the size of Y.
+    the input), h, and for DoRA two results of the size of Y, with g, g − 1 and the norms.
     """
     needs = problem.gradients
     if not needs:
@@ -62,4 +62,6 @@ def saved_bytes(problem: Problem) -> int:
     if "M" in needs:
         base, adapter = width("U", problem), BYTES[problem.compute_dtype]
         kept += bytes_of("U", problem) // base * (base + adapter)
+    if problem.variant == "dora":
+        kept += 2 * bytes_of("g", problem) + ("M" in needs) * bytes_of("N", problem)
     return kept

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.graphs.tensors import sees_a_copy
 from autolora.problem import QUANTISED, Problem
 
 _ROUTES: dict[str, tuple[Step, ...]] = {
@@ -77,6 +78,7 @@ _INTERMEDIATES: tuple[Step, ...] = (
 _DORA_D = Elementwise("D", ("X", "K"), "D = K·X/(1 − p)", "({X} * {K!}).mul_(1 / (1 - p))")
 _NO_BIAS_BC = Elementwise("bc", ("c",), "bc = s·c", "{c} * s")
 _NO_BIAS_SCALED_U = Elementwise("Y", ("U", "g"), "Y = g·U", "{U} * {g}")
+_COPY = Elementwise("D", ("X",), "D = X", "{X}")
 _R = Elementwise("R", ("X", "D"), "R = X − D", "{X} - {D}")
 _W = Elementwise("W", ("Q",), "W = dense Q", "dense({Q!}, torch.{dtype})")
 
@@ -105,6 +107,8 @@ def intermediates(problem: Problem) -> Mapping[str, Step]:
     table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
     if problem.dropout and problem.variant == "dora":
         table |= {"D": _DORA_D, "R": _R, "Xh": Join("Xh", "D", "h")}
+    if not problem.dropout:
+        table["D"] = _COPY
     if not problem.bias:
         table["bc"] = _NO_BIAS_BC
     if problem.layout in QUANTISED:
@@ -117,7 +121,8 @@ def _adjusted(step: Step, problem: Problem) -> Step:
     if step is _SCALED_U and not problem.bias:
         return _NO_BIAS_SCALED_U
     if isinstance(step, Contraction):
-        if problem.dropout and step.out in ("h", "U") and step.left == "X":
+        apart = problem.dropout if step.out == "U" else sees_a_copy(problem)
+        if apart and step.out in ("h", "U") and step.left == "X":
             return replace(step, left="D")
         if problem.adapter_bias and step.onto == "b":
             return replace(step, onto="bc")

@@ -52,22 +52,24 @@ def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     """Every graph that computes a problem, by name, the reference graph first, all with BLAS.
 
     No graph keeps more for the backward pass than the reference: the merged weight may be kept only
-    where it is no larger than what PEFT keeps instead.
+    where it is no larger than what PEFT keeps instead, X only where PEFT keeps no narrower copy.
     Which library computes a product is a choice of its own, see :func:`onednn_products`.
     """
     most = baseline.saved_bytes(problem)
-    return MappingProxyType(
-        {
-            name: graph
-            for name, graph in _graphs(sizeless(problem)).items()
-            if "V" not in graph.saves or graph.saved_bytes(problem) <= most
-        }
-    )
+    found = {REFERENCE: Graph(REFERENCE)}
+    for graphs in _by_what_they_keep(sizeless(problem)):
+        if next(iter(graphs.values())).saved_bytes(problem) <= most:
+            found |= graphs
+    return MappingProxyType(found)
 
 
 @lru_cache(maxsize=256)
-def _graphs(problem: Problem) -> dict[str, Graph]:
-    return {graph.name: graph for graph in (Graph(REFERENCE), *_compositions(problem))}
+def _by_what_they_keep(problem: Problem) -> tuple[dict[str, Graph], ...]:
+    """Every composition, in groups that keep the same tensors; sizes tell which are valid."""
+    groups: dict[tuple[str, ...], dict[str, Graph]] = {}
+    for graph in _compositions(problem):
+        groups.setdefault(graph.saved(problem), {})[graph.name] = graph
+    return tuple(groups.values())
 
 
 def reference_graph(problem: Problem) -> Graph:

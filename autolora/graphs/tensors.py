@@ -16,6 +16,15 @@ from autolora.problem import Problem
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 
 
+def sees_a_copy(problem: Problem) -> bool:
+    """Whether the adapter sees D, a tensor of its own, instead of X itself.
+
+    After dropout, and where it computes in a narrower dtype than the base: PEFT keeps the narrow
+    copy for the backward pass then, and so may we.
+    """
+    return problem.dropout or BYTES[problem.compute_dtype] < BYTES[problem.dtype]
+
+
 def sizes_of(problem: Problem) -> dict[str, int]:
     """The length of each axis of a problem."""
     return axis_sizes(
