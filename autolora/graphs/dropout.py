@@ -16,7 +16,9 @@ from torch import Tensor
 _DIGITS = 53  # of the doubles that bernoulli_ compares with the probability
 _LOW_DIGITS = (1 << _DIGITS) - 1
 _FEW = 4096  # elements, for which one call is faster than three
-_AT_ONCE = 1 << 22  # elements drawn in one go: 32 MiB of whole numbers
+# Elements drawn in one go. Their whole numbers stay in the cache, no large block is ever allocated,
+# and torch does not share them among threads, which takes longer than the work.
+_AT_ONCE = 1 << 15
 
 
 def keep(X: Tensor, p: float, dtype: torch.dtype) -> Tensor:
@@ -42,8 +44,7 @@ def _by_whole_numbers(mask: Tensor, kept: float, generator: torch.Generator | No
     """``bernoulli_`` keeps where 53 random bits, as a fraction, are below the probability."""
     flat, below = mask.view(-1), math.ceil(math.ldexp(kept, _DIGITS))
     bits = torch.empty(min(flat.numel(), _AT_ONCE), dtype=torch.int64)
-    for start in range(0, flat.numel(), _AT_ONCE):
-        part = flat[start : start + _AT_ONCE]
+    for part in flat.split(_AT_ONCE):
         drawn = bits[: part.numel()].random_(generator=generator).bitwise_and_(_LOW_DIGITS)
         torch.lt(drawn, below, out=part)
 
