@@ -44,7 +44,7 @@ def _by_whole_numbers(mask: Tensor, kept: float, generator: torch.Generator | No
     """``bernoulli_`` keeps where 53 random bits, as a fraction, are below the probability."""
     flat, below = mask.view(-1), math.ceil(math.ldexp(kept, _DIGITS))
     bits = torch.empty(min(flat.numel(), _AT_ONCE), dtype=torch.int64)
-    for part in flat.split(_AT_ONCE):
+    for part in flat.split(_AT_ONCE):  # type: ignore[no-untyped-call]
         drawn = bits[: part.numel()].random_(generator=generator).bitwise_and_(_LOW_DIGITS)
         torch.lt(drawn, below, out=part)
 
