@@ -92,6 +92,7 @@ class Objective:
 
 
 _ALLOWED = ", ".join(reversed(KINDS))  # the default first
+TIME = Objective()
 
 
 @dataclass(frozen=True, slots=True)

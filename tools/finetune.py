@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import importlib.util
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: nothing here is downl
 import peft
 import torch
 import transformers
+from bench_model import folder
 from torch.nn.functional import cross_entropy
 
 import autolora
@@ -42,14 +42,6 @@ LAST = 10  # steps whose mean is the final loss
 LOSS_LIMIT = 0.01
 ACCURACY_LIMIT = 1 / 400
 ENCODER = r".*\.encoder\..*\.(query|key|value|dense)"  # not the pooler
-
-
-def folder(package):
-    """Where a package that carries data lies, without importing it."""
-    found = importlib.util.find_spec(package)
-    if found is None:
-        raise SystemExit(f"this needs the package {package.replace('_', '-')}: see README.md")
-    return Path(found.submodule_search_locations[0])
 
 
 def reviews(tokenizer, length, held_out):

@@ -19,10 +19,8 @@ from autolora.cache.choice import Valid, choose, lacks, option_of
 from autolora.cache.record import Candidate, Record
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
-from autolora.objective import Objective, Option, pick
+from autolora.objective import TIME, Objective, Option, pick
 from autolora.problem import Problem
-
-_TIME = Objective()
 
 NEAR = 2.0  # how many times more or fewer tokens the nearest measured count may have
 
@@ -76,7 +74,7 @@ class Lookup:
         problem: Problem,
         environment: Environment,
         valid: Valid,
-        objective: Objective = _TIME,
+        objective: Objective = TIME,
     ) -> Answer:
         """The answer of the best grade; of two layers with the same grade, the first one's.
 

@@ -27,7 +27,7 @@ from autolora.graphs.graph import Graph
 from autolora.graphs.space import reference_graph
 from autolora.nn.linear import add_lora
 from autolora.nn.plan import ask, pin
-from autolora.objective import Objective
+from autolora.objective import TIME
 from autolora.problem import Problem
 from autolora.tuning.capture import run_problems
 from autolora.tuning.stopwatch import measure_for, paired
@@ -142,7 +142,7 @@ def _runs(
     lookup, environment = Lookup([path]), Environment.of(device)
 
     def tuned(problem: Problem) -> Graph:
-        return ask(lookup, problem, environment, Objective())[0] or reference_graph(problem)
+        return ask(lookup, problem, environment, TIME)[0] or reference_graph(problem)
 
     other = copy.deepcopy(adapted)
     pin(adapted, reference_graph)

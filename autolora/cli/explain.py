@@ -22,7 +22,7 @@ from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
 from autolora.nn.plan import ask
 from autolora.nn.untuned import untuned_graph
-from autolora.objective import Objective
+from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
 
@@ -110,7 +110,7 @@ def _print(
     print_line()
     reasons = Counter(decisions[problem].reason for _, problem in found.layers)
     words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.most_common()]
-    purpose = "" if asked == Objective() else f" for {asked}"
+    purpose = "" if asked == TIME else f" for {asked}"
     print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(words)}.")
     if reasons["miss"]:
         words = [word for word in argv[1:] if word != "--json"]

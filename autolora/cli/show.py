@@ -25,7 +25,7 @@ from autolora.cli.evidence import LEGEND, candidate_table, kept_line
 from autolora.cli.figures import count
 from autolora.cli.objectives import objective_from, runs_json, taken
 from autolora.cli.tables import environment_title, record_table
-from autolora.objective import KINDS, Objective
+from autolora.objective import KINDS, TIME, Objective
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -76,13 +76,13 @@ def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: boo
         whole = {record.problem: record for record in group}
 
         def below(record: Record, whole: dict[Problem, Record] = whole) -> list[Text]:
-            kept = [] if asked == Objective() else [kept_line(record)]
+            kept = [] if asked == TIME else [kept_line(record)]
             return kept + (candidate_table(whole[record.problem]) if verbose else [])
 
         shown = [replace(r, winner=taken(r, asked).graph) for r in whole.values()]
         print_lines(record_table(shown, screen_width(), below=below))
     print_line()
-    if asked != Objective():
+    if asked != TIME:
         lacking = sum(bool(lacks(record, asked)) for record in records)
         print_paragraph(
             f"Shown is what layers run for {asked}."

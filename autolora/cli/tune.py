@@ -35,12 +35,10 @@ from autolora.cli.progress import progress
 from autolora.cli.steps import steps
 from autolora.cli.tables import environment_title, record_table
 from autolora.cli.targets import device_of, read_target
-from autolora.objective import Objective
+from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
 from autolora.tuning.tuner import TuneResult, tune_problems
-
-_TIME = Objective()
 
 
 def run(options: Namespace) -> int:
@@ -70,7 +68,7 @@ def run(options: Namespace) -> int:
     return MENDABLE if result.failed else 0
 
 
-def tuned_json(result: TuneResult, found: Capture, asked: Objective = _TIME) -> dict[str, Any]:
+def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> dict[str, Any]:
     """What a tuning run did, as plain data."""
     records = in_order(result, found.problems)
     objectives = compared(records, asked)

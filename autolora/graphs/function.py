@@ -96,20 +96,20 @@ def _differentiable(
     g = G.to(compute)
     A, B = (held[name].to(compute) if name in held else None for name in ("A", "B"))
     D = held["X"].flatten(0, -2).to(compute) if "X" in held else held.get("D")
-    if problem.dropout:
-        s = s / (1 - p)
-        D = D * held["K"] if D is not None and "X" in held else D
+    scale = s / (1 - p) if problem.dropout else s  # D goes without dropout's factor
+    if problem.dropout and D is not None and "X" in held:
+        D = D * held["K"]
     dX = dA = dB = None
     if "X" in needs:
         assert A is not None  # every route to dX reads both
         assert B is not None
-        update = (s * (g @ B) @ A).to(G.dtype)
+        update = (scale * (g @ B) @ A).to(G.dtype)
         W = held["W"] if Q is None else dense(Q, G.dtype)
         dX = G @ W + (update * held["K"] if problem.dropout else update)
     if "A" in needs:
         assert B is not None
         assert D is not None
-        dA = ((s * (g @ B)).t() @ D).to(stored)
+        dA = ((scale * (g @ B)).t() @ D).to(stored)
     if "B" in needs:
         if D is not None and A is not None:
             h = D @ A.t()
@@ -117,9 +117,8 @@ def _differentiable(
             h = held["h"]  # made of what needs no gradient
         else:
             raise _not_twice()
-        dB = (s * g.t() @ h).to(stored)
-    scaling = s * (1 - p) if problem.dropout else s
-    dc = (scaling * g.sum(0)).to(stored) if "c" in needs else None
+        dB = (scale * g.t() @ h).to(stored)
+    dc = (s * g.sum(0)).to(stored) if "c" in needs else None
     return dX, dA, dB, dc, None
 
 

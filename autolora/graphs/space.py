@@ -82,7 +82,9 @@ def flops_graph(problem: Problem) -> Graph:
 
     Among graphs of equal FLOPs it is the one that moves the fewest bytes, every product as written.
     """
-    return min(_written(problem), key=lambda graph: (graph.flops(problem), graph.bytes(problem)))
+    return min(
+        written_graphs(problem), key=lambda graph: (graph.flops(problem), graph.bytes(problem))
+    )
 
 
 def analytic_graph(problem: Problem) -> Graph:
@@ -93,7 +95,7 @@ def analytic_graph(problem: Problem) -> Graph:
     """
     balance = _FLOPS_PER_BYTE[problem.device]
     return min(
-        (graph for graph in _written(problem) if surely_accurate(graph, problem)),
+        (graph for graph in written_graphs(problem) if surely_accurate(graph, problem)),
         key=lambda graph: (
             graph.flops(problem) + balance * graph.bytes(problem),
             -len(graph.saves),
@@ -120,7 +122,8 @@ def surely_accurate(graph: Graph, problem: Problem) -> bool:
     return graph.forward == forward and graph.dx in ("", "lowrank")
 
 
-def _written(problem: Problem) -> list[Graph]:
+def written_graphs(problem: Problem) -> list[Graph]:
+    """The valid compositions with every product as written, none transposed."""
     return [
         graph
         for graph in valid_graphs(problem).values()

@@ -11,10 +11,8 @@ from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.plan import Choice, decide
-from autolora.objective import Objective
+from autolora.objective import TIME, Objective
 from autolora.problem import DEVICES, Problem
-
-_TIME = Objective()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +36,12 @@ class LayerExplanation:
     reason: str
     detail: str
     calls: int
-    objective: Objective = _TIME
+    objective: Objective = TIME
 
     @property
     def why(self) -> str:
         """Reason and detail, and the objective where it is not time."""
-        objective = "" if self.objective == _TIME else f"for {self.objective}"
+        objective = "" if self.objective == TIME else f"for {self.objective}"
         return ", ".join(filter(None, (objective, self.reason, self.detail)))
 
 

@@ -155,7 +155,7 @@ def left(site: Site, reason: str) -> None:
     """Notes that a call of the layer takes its own plain path, for :func:`~autolora.explain`."""
     key = ("left", reason)
     if key not in site.choices:
-        site.choices[key] = Choice(None, Graph(REFERENCE), "left", reason)
+        site.choices[key] = _left(reason)
     site.choices[key].calls += 1
 
 
@@ -264,8 +264,12 @@ def _sites(model: torch.nn.Module) -> Iterator[Site]:
 def _choose(site: Site, x: Tensor, parts: Parts, p: float) -> Choice:
     problem = problem_of(site, x, parts, p)
     if isinstance(problem, str):
-        return Choice(None, Graph(REFERENCE), "left", problem)
+        return _left(problem)
     return decide(problem, x.device, site)
+
+
+def _left(reason: str) -> Choice:
+    return Choice(None, Graph(REFERENCE), "left", reason)
 
 
 def _made(problem: Problem, graph: Graph, reason: str, detail: str = "") -> Choice:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.space import analytic_graph, surely_accurate, valid_graphs
+from autolora.graphs.graph import Graph
+from autolora.graphs.space import analytic_graph, surely_accurate, written_graphs
 from autolora.objective import Objective, beyond
 from autolora.problem import QUANTISED, Problem
 
@@ -24,13 +24,7 @@ def untuned_graph(problem: Problem, objective: Objective) -> tuple[Graph, str]:
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"
     lean = min(
-        (
-            other
-            for other in valid_graphs(problem).values()
-            if not other.transposed
-            and other.forward != REFERENCE
-            and surely_accurate(other, problem)
-        ),
+        (other for other in written_graphs(problem) if surely_accurate(other, problem)),
         key=lambda o: (o.saved_bytes(problem), o.flops(problem), o.bytes(problem), o.name),
         default=graph,
     )

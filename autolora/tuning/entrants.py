@@ -31,11 +31,15 @@ class Entrants:
     """The graphs of a race.
 
     Args:
+        reference: the reference graph.
+        by_flops: the choice by FLOPs.
         verdicts: of all graphs that were considered, those rejected too.
         racing: those that race, the choice by FLOPs and the reference graph among them.
         pools: names of groups of them whose own fastest is wanted.
     """
 
+    reference: Graph
+    by_flops: Graph
     verdicts: dict[Graph, Verdict] = field(default_factory=dict)
     racing: list[Graph] = field(default_factory=list)
     pools: list[frozenset[str]] = field(default_factory=list)
@@ -80,8 +84,8 @@ def enter(
         most: of the best predicted.
         within: none of these is predicted to take more than this times the best accurate one.
     """
-    found = Entrants()
     by_flops, reference = flops_graph(problem), reference_graph(problem)
+    found = Entrants(reference, by_flops)
     kinds = kinds_of(objectives)
     fast = _fast(predictions, judge, found, most, within)
     for graph in (by_flops, reference):

@@ -21,8 +21,8 @@ from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.graph import Graph
-from autolora.graphs.space import flops_graph, reference_graph
-from autolora.objective import Objective, kinds_of
+from autolora.graphs.space import reference_graph
+from autolora.objective import TIME, Objective, kinds_of
 from autolora.problem import Problem
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
@@ -35,7 +35,6 @@ from autolora.version import __version__
 
 logger = logging.getLogger("autolora")
 
-_TIME = Objective()
 FLOOR = "floor"  # the layer without its adapter, timed beside the graphs
 
 
@@ -89,7 +88,7 @@ def tune_problems(
     device: torch.device | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
-    objective: Objective | Sequence[Objective] = _TIME,
+    objective: Objective | Sequence[Objective] = TIME,
 ) -> TuneResult:
     """Measures problems and publishes each record as soon as it is there.
 
@@ -189,7 +188,7 @@ def measure_problem(
     seed: int = 0,
     measure: Measure | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-    objective: Objective | Sequence[Objective] = _TIME,
+    objective: Objective | Sequence[Objective] = TIME,
 ) -> Record:
     """One problem: screen, verdicts, race; the record with all its evidence.
 
@@ -206,7 +205,6 @@ def measure_problem(
         data = Data.random(problem, device, seed=seed)
         on_stage("screen")
         predictions = screen(promising(problem, objectives), data, measure, rng)
-        reference, by_flops = reference_graph(problem), flops_graph(problem)
         fits = plan.affords(predictions[0].nanoseconds if predictions else 0)
         found = enter(
             problem,
@@ -224,8 +222,8 @@ def measure_problem(
             measure,
             plan.pace,
             rng,
-            baseline=reference.name,
-            kept={by_flops.name},
+            baseline=found.reference.name,
+            kept={found.by_flops.name},
             observed={FLOOR, *barred},
             pools=found.pools,
             between=data.clear,
@@ -236,8 +234,8 @@ def measure_problem(
         effort=effort,
         objectives=kinds_of(objectives),
         winner=result.winner,
-        reference=reference.name,
-        flops_choice=by_flops.name,
+        reference=found.reference.name,
+        flops_choice=found.by_flops.name,
         candidates=_candidates(problem, found.verdicts, result),
         floor_ns=_median(result, FLOOR),
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
