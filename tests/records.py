@@ -24,6 +24,7 @@ REFERENCE = "reference"
 SAVED = "base_first/h=saved/dX=lowrank/dA=via_z/dB=via_h/t=h,Z"
 MERGED = "merged/dX=merged/dA=via_z/dB=via_h"
 FAST, REJECTED = Verdict(True, {}, (1.0, 1.0)), Verdict(False, {}, (1.0, 0.1), "too inaccurate")
+TOO_LARGE = Verdict(False, {}, (None, None), "out of memory")
 
 
 def make_problem(tokens=1024, **changes):
@@ -31,10 +32,10 @@ def make_problem(tokens=1024, **changes):
     return Problem(**{**fields, "dtype": "float32", "device": "cpu", **changes}, tokens=tokens)
 
 
-def make_candidate(graph, median_ns, *, spread_ns=100, rounds=5, verdict=FAST):
+def make_candidate(graph, median_ns, *, spread_ns=100, rounds=5, verdict=FAST, peak_bytes=None):
     if median_ns is None:
         return Candidate(graph, None, None, 0, 4096, verdict)
-    return Candidate(graph, median_ns, spread_ns, rounds, 4096, verdict)
+    return Candidate(graph, median_ns, spread_ns, rounds, 4096, verdict, peak_bytes)
 
 
 def make_record(
@@ -115,13 +116,23 @@ def records(draw, *, few_keys=False):
     """Any record; with ``few_keys`` one of few problems, so that records often compete."""
     environment = draw(st.sampled_from((CPU, OLDER, H100)[: 2 if few_keys else 3]))
     tokens = draw(st.sampled_from((1, 64)))
-    names = [REFERENCE, *draw(st.sets(WORDS, max_size=3))]
+    names = [REFERENCE, *(draw(st.sets(WORDS, max_size=3)) - {REFERENCE})]
     spreads = st.sampled_from((0, 10, 20)) if few_keys else st.integers(0, 2**53 - 1)
     times = st.sampled_from((100, 200)) if few_keys else TIMES
     candidates = [
-        Candidate(name, draw(times), draw(spreads), draw(st.integers(1, 3)), 0, draw(verdicts()))
+        Candidate(
+            name,
+            draw(times),
+            draw(spreads),
+            draw(st.integers(1, 3)),
+            0,
+            draw(verdicts()),
+            draw(st.none() | st.integers(0, 2**53 - 1)),
+        )
         for name in names
     ]
+    if draw(st.booleans()):
+        candidates.append(make_candidate("too large", None, verdict=TOO_LARGE))
     winners = [REFERENCE, *(c.graph for c in candidates if c.verdict.ok)]
     return Record(
         problem=make_problem(tokens) if few_keys else draw(problems(environment.device)),

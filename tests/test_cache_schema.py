@@ -44,10 +44,12 @@ def test_the_example_is_loaded_without_a_warning_and_saved_to_the_same_bytes(tmp
 
 def test_the_example_shows_every_member_and_each_kind_of_value():
     candidates = [c for record in json.loads(EXAMPLE)["records"] for c in record["candidates"]]
-    assert {c["median_ns"] is None for c in candidates} == {True, False}
+    for figure in ("median_ns", "peak_bytes"):
+        assert {c[figure] is None for c in candidates} == {True, False}
     verdicts = [c["verdict"] for c in candidates if c["verdict"]]
     assert {verdict["ok"] for verdict in verdicts} == {True, False}
     assert any(None in pair for verdict in verdicts for pair in verdict["errors"].values())
+    assert "out of memory" in {verdict["reason"] for verdict in verdicts}
     assert len(json.loads(EXAMPLE)["environments"]) > 1
 
 
@@ -106,6 +108,8 @@ WRONG = [
     ((*FIRST, "candidates", 0, "rounds"), 0),
     ((*FIRST, "candidates", 0, "spread_ns"), None),
     ((*FIRST, "candidates", 0, "median_ns"), None),
+    ((*FIRST, "candidates", 0, "peak_bytes"), -1),
+    ((*FIRST, "candidates", 1, "peak_bytes"), 4096),  # which was not timed
     ((*FIRST, "candidates", 0, "verdict", "gain"), [1]),
     ((*FIRST, "candidates", 0, "verdict", "errors", "Y"), [-1, 0]),
     ((*FIRST, "candidates", 0, "verdict", "errors", "dW"), [0, 0]),

@@ -130,6 +130,47 @@ def test_a_graph_of_the_nearer_record_alone_keeps_its_distance_to_the_reference(
     assert find(make_problem(1100), CPU, all_but(SAVED)).graph == REFERENCE
 
 
+def test_the_winner_rules_beside_its_count_whatever_the_medians_say(lookup):
+    # MERGED dropped out of the first race with a median that was luck
+    low = make_record(1000, {REFERENCE: 2000, SAVED: 1000, MERGED: 400}, winner=SAVED)
+    high = make_record(4000, {REFERENCE: 8000, SAVED: 4000, MERGED: 4400})
+    find = lookup([low, high]).find
+    for tokens in (1000, 1001, 1500, 2500, 3999, 4000):
+        answer = find(make_problem(tokens), CPU, every)
+        assert (answer.graph, answer.speedup) == (SAVED, pytest.approx(2.0))
+    assert find(make_problem(1001), CPU, all_but(SAVED)).graph == MERGED
+    assert find(make_problem(1001), CPU, all_but(SAVED)).speedup == pytest.approx(5.0, rel=1e-2)
+
+
+def test_what_seems_faster_than_the_winner_keeps_its_order(lookup):
+    times = {REFERENCE: 1000, SAVED: 800, MERGED: 700, "other": 750}
+    saved = {REFERENCE: 4, SAVED: 1, MERGED: 1, "other": 1}
+    candidates = tuple(
+        replace(make_candidate(name, time), saved_bytes=saved[name]) for name, time in times.items()
+    )
+    held = [make_record(n, candidates=candidates, winner=REFERENCE) for n in (1000, 4000)]
+    find = lookup(held).find
+    assert find(make_problem(2000), CPU, every).graph == REFERENCE
+    for valid, graph in [(every, MERGED), (all_but(MERGED), "other"), (all_but(SAVED), MERGED)]:
+        assert find(make_problem(2000), CPU, valid, Objective("memory")).graph == graph
+
+
+def test_a_graph_of_one_record_does_not_overtake_the_winner_for_want_of_figures(lookup):
+    low = make_record(1000, {REFERENCE: 2000, SAVED: 1000, "other": 1010})
+    high = make_record(4000, {REFERENCE: 8000, SAVED: 6000, MERGED: 5900})
+    find = lookup([low, high]).find
+    for tokens in (1001, 1500, 1990):  # SAVED falls behind the reference, as "other" may
+        assert find(make_problem(tokens), CPU, every).graph == SAVED
+        assert find(make_problem(tokens), CPU, all_but(SAVED)).graph == "other"
+
+
+def test_a_graph_of_the_farther_record_alone_is_left_out(lookup):
+    low = make_record(1000, {REFERENCE: 2000, SAVED: 1900})
+    high = make_record(4000, {REFERENCE: 8000, SAVED: 7600, MERGED: 800})
+    find = lookup([low, high]).find
+    assert [find(make_problem(n), CPU, every).graph for n in (1999, 2001)] == [SAVED, MERGED]
+
+
 def test_without_a_common_graph_the_nearest_answers(lookup):
     low = make_record(1000, {REFERENCE: 2000, SAVED: 1000})
     high = make_record(4000, {REFERENCE: 8000, MERGED: 5000})
@@ -166,7 +207,7 @@ def figures(tokens, saved, exact, lean, reference=4000, **changes):
         )
         for name, time in times.items()
     )
-    return make_record(tokens, candidates=candidates, winner=SAVED, **changes)
+    return make_record(tokens, candidates=candidates, **{"winner": SAVED, **changes})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +239,7 @@ def test_every_grade_honours_the_objective(lookup, tokens, environment, reason):
 
 def test_times_are_interpolated_for_what_fits(lookup):
     low = figures(1000, 1000, 3000, 2000, objectives=BOTH)
-    high = figures(4000, 9000, 3000, 8000, objectives=BOTH)
+    high = figures(4000, 9000, 3000, 8000, objectives=BOTH, winner=MERGED)
     find = lookup([low, high]).find
     # at 2000 SAVED takes 3000, MERGED 3000, the lean one 4000; near one end it is that end's order
     for tokens, limit, graph in [
@@ -310,6 +351,43 @@ def test_grades_come_before_layers_and_layers_before_all_else(lookup):
     ]:
         answer = lookup(*layers).find(problem, CPU, every)
         assert (answer.reason, answer.record) == (reason, record)
+
+
+def test_the_nearest_counts_are_those_of_all_layers_together(lookup):
+    first = [make_record(tokens) for tokens in (500, 4000)]
+    second = [make_record(tokens, effort="thorough") for tokens in (500, 1000, 5000)]
+    find = lookup(first, second).find
+    for tokens, reason, detail, record in [
+        (2000, "interpolated", "between 1000 and 4000 tokens", first[1]),
+        (1500, "interpolated", "between 1000 and 4000 tokens", second[1]),
+        (600, "interpolated", "between 500 and 1000 tokens", first[0]),
+        (4500, "interpolated", "between 4000 and 5000 tokens", second[2]),
+        (400, "nearest", "measured at 500 tokens", first[0]),
+        (9000, "nearest", "measured at 5000 tokens", second[2]),
+        (1000, "exact", "", second[1]),
+    ]:
+        answer = find(make_problem(tokens), CPU, every)
+        assert (answer.reason, answer.detail, answer.record) == (reason, detail, record)
+
+
+def test_neighbours_without_a_valid_graph_are_passed_over(lookup):
+    useless = [make_record(n, {REFERENCE: 3, SAVED: 1}, effort="thorough") for n in (1000, 1100)]
+    find = lookup([*useless, make_record(4000)], [make_record(500), make_record(1000)]).find
+    valid = all_but(SAVED, REFERENCE)
+    for tokens, detail in [(1050, "1000 and 4000"), (1100, "1000 and 4000"), (999, "500 and 1000")]:
+        answer = find(make_problem(tokens), CPU, valid)
+        assert (answer.graph, answer.detail) == (MERGED, f"between {detail} tokens")
+
+
+def test_answers_say_how_much_faster_than_the_reference_they_are(lookup):
+    find = lookup([make_record(1000), make_record(4000)]).find
+    for tokens, environment in [(1000, CPU), (2000, CPU), (8000, CPU), (1000, NEWER)]:
+        answer = find(make_problem(tokens), environment, every)
+        assert answer.speedup == pytest.approx(2.0)
+    without = find(make_problem(2000), CPU, all_but(REFERENCE))
+    assert (without.reason, without.speedup) == ("interpolated", None)
+    assert find(make_problem(2000), CPU, all_but(SAVED)).speedup == pytest.approx(4 / 3)
+    assert find(make_problem(100), CPU, every).speedup is None
 
 
 def test_layers_are_read_once_and_only_when_asked(tmp_path, caplog):

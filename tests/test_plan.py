@@ -14,7 +14,7 @@ from torch import nn
 import autolora
 from autolora import Problem
 from autolora.graphs.space import analytic_graph, flops_graph, reference_graph, valid_graphs
-from autolora.nn import plan
+from autolora.nn import plan, site
 from autolora.nn.plan import pin
 from autolora.nn.untuned import untuned_graph
 from autolora.objective import Objective
@@ -91,7 +91,7 @@ def test_a_layer_asks_once_for_each_token_count(monkeypatch):
 
 
 def test_memory_stays_bounded_over_many_token_counts(monkeypatch):
-    monkeypatch.setattr(plan, "_MEMO_SIZE", 5)
+    monkeypatch.setattr(site, "MOST_CHOICES", 5)
     net = model()
     for tokens in range(1, 20):
         net(torch.randn(tokens, 24))

@@ -14,6 +14,7 @@ from records import (
     REFERENCE,
     REJECTED,
     SAVED,
+    TOO_LARGE,
     make_candidate,
     make_problem,
     make_record,
@@ -21,7 +22,9 @@ from records import (
 )
 
 from autolora.cache.checks import LARGEST, dumps, loads
+from autolora.cache.choice import choose
 from autolora.cache.record import EFFORTS, Candidate, Record, Verdict, better
+from autolora.objective import KINDS, Objective
 
 ENVIRONMENTS = {environment.id: environment for environment in (CPU, H100)}
 RECORD = make_record()
@@ -153,6 +156,10 @@ BAD = [
     (("candidates", 0, "rounds"), 0, "rounds"),
     (("candidates", 0, "rounds"), True, "rounds"),
     (("candidates", 0, "saved_bytes"), -1, "saved_bytes"),
+    (("candidates", 0, "peak_bytes"), -1, "peak_bytes"),
+    (("candidates", 0, "peak_bytes"), 1.5, "peak_bytes"),
+    (("candidates", 0, "peak_bytes"), True, "peak_bytes"),
+    (("candidates", 0, "peak_bytes"), ..., "peak_bytes"),
     (("candidates", 0, "verdict"), 0, "verdict"),
     (("candidates", 0, "verdict"), False, "verdict"),
     (("candidates", 0, "verdict"), [], "verdict"),
@@ -197,6 +204,24 @@ def test_the_winner_must_have_been_accepted_unless_it_is_the_reference():
     alone = make_record(times={REFERENCE: 5}, winner=REFERENCE)
     rejected = replace(alone, candidates=(make_candidate(REFERENCE, 5, verdict=REJECTED),))
     assert rejected.winner == REFERENCE
+
+
+@pytest.mark.parametrize("figure", [{"spread_ns": 1}, {"rounds": 1}, {"peak_bytes": 1}])
+def test_a_candidate_that_was_not_timed_has_no_figures(figure):
+    with pytest.raises(
+        ValueError, match="without median_ns has no spread_ns, rounds or peak_bytes"
+    ):
+        replace(make_candidate(SAVED, None), **figure)
+
+
+def test_a_graph_that_ran_out_of_memory_is_evidence_and_no_more():
+    record = make_record(times={REFERENCE: 2000, SAVED: None}, verdicts={SAVED: TOO_LARGE})
+    copy = Record.from_json(loads(record.line), ENVIRONMENTS)
+    judged = copy.candidate(SAVED).verdict
+    assert (judged.ok, judged.errors, judged.gain) == (False, {}, (None, None))
+    assert (copy.winner, judged.reason) == (REFERENCE, "out of memory")
+    for kind in KINDS:
+        assert choose(copy, Objective(kind)).name == REFERENCE
 
 
 def test_numbers_may_be_as_large_as_json_readers_hold():

@@ -175,3 +175,87 @@ def test_a_cache_can_be_saved_elsewhere(tmp_path, path):
 def test_of_two_records_for_one_key_the_better_is_kept():
     twice = [make_record(64, effort="quick"), make_record(64)]
     assert TimingCache(twice).records == TimingCache(reversed(twice)).records == [make_record(64)]
+
+
+# --- replacing a record ------------------------------------------------------------------------
+
+OLD, WORSE = make_record(64), make_record(64, effort="quick")
+
+
+def test_a_record_is_replaced_by_a_worse_one_and_the_others_stay_to_the_byte(path, warnings):
+    others = [make_record(1024), make_record(64, environment=OLDER)]
+    cache = TimingCache([OLD, *others], path)
+    cache.save()
+    before = path.read_text()
+    assert cache.replace(OLD, WORSE) == path
+    assert better(OLD, WORSE) == OLD  # a join would have kept it
+    assert path.read_text() == before.replace(OLD.line, WORSE.line)
+    assert cache.find(make_problem(64), CPU) == WORSE
+    assert cache.token_counts(make_problem())[CPU] == [64, 1024]
+    assert warnings() == []
+
+
+def test_replacing_loses_nothing_that_others_have_written_meanwhile(path):
+    TimingCache([OLD, make_record(128)], path).save()
+    mine, theirs = TimingCache.load(path), TimingCache.load(path)
+    theirs.publish(make_record(256))
+    theirs.replace(make_record(128), make_record(128, effort="quick"))
+    mine.replace(OLD, WORSE)
+    found = {record.problem.tokens: record for record in TimingCache.load(path).records}
+    assert list(found) == [64, 128, 256]
+    assert found[64] == WORSE
+    assert found[128].effort == "quick"  # what they have replaced is not brought back
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "kept"),
+    [
+        (make_record(64, effort="thorough"), "thorough"),
+        (make_record(64, seconds=9.0), "normal"),
+        (make_record(64, effort="estimate"), "quick"),
+    ],
+)
+def test_what_took_the_old_records_place_meanwhile_is_joined(path, meanwhile, kept):
+    TimingCache([OLD], path).save()
+    mine, theirs = TimingCache.load(path), TimingCache.load(path)
+    theirs.replace(OLD, meanwhile)
+    mine.replace(OLD, WORSE)
+    assert [record.effort for record in TimingCache.load(path).records] == [kept]
+
+
+def test_a_record_of_another_file_is_replaced_by_joining(path):
+    cache = TimingCache(path=path)
+    cache.replace(OLD, WORSE)
+    assert TimingCache.load(path).records == cache.records == [WORSE]
+
+
+def test_replacing_writes_a_file_of_any_layout(path):
+    TimingCache([OLD, make_record(128)], path).save()
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    TimingCache.load(path).replace(OLD, WORSE)
+    assert TimingCache.load(path).records == [WORSE, make_record(128)]
+
+
+def test_replacing_in_a_corrupt_file_keeps_that_beside(path, warnings):
+    TimingCache([OLD], path).save()
+    cache = TimingCache.load(path)
+    path.write_text("{")
+    cache.replace(OLD, WORSE)
+    assert TimingCache.load(path).records == [WORSE]
+    assert path.with_name(f"{path.name}.corrupt-1").read_text() == "{"
+    assert any("it is corrupt" in warning for warning in warnings())
+
+
+def test_a_replacement_that_cannot_be_written_can_be_tried_again(path, monkeypatch):
+    cache = TimingCache([OLD], path)
+    cache.save()
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "LIMIT", 0)
+        with pytest.raises(AutoloraError, match="cannot write the timing cache"):
+            cache.replace(OLD, WORSE)
+    assert path.read_bytes() == before
+    cache.replace(OLD, WORSE)
+    assert TimingCache.load(path).records == [WORSE]
+    with pytest.raises(AutoloraError, match="no path"):
+        TimingCache([OLD]).replace(OLD, WORSE)

@@ -16,7 +16,7 @@ Figures = tuple[float | None, float | None]
 _LONGEST_REASON = 500
 # The members of each object in a file, in the order in which they are written.
 _VERDICT = ("ok", "errors", "gain", "reason")
-_CANDIDATE = ("graph", "median_ns", "spread_ns", "rounds", "saved_bytes", "verdict")
+_CANDIDATE = ("graph", "median_ns", "spread_ns", "rounds", "saved_bytes", "peak_bytes", "verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,10 @@ class Candidate:
         spread_ns: interquartile range of those times, None likewise.
         rounds: how many times it was timed.
         saved_bytes: activations kept from forward to backward.
-        verdict: None if its accuracy was not measured.
+        verdict: None if its accuracy was not measured. A graph that ran out of memory is rejected
+            for that, without figures.
+        peak_bytes: allocated at the peak of forward and backward, beyond the data; None where the
+            device does not count, or the graph was not timed.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -89,16 +92,20 @@ class Candidate:
     rounds: int
     saved_bytes: int
     verdict: Verdict | None = None
+    peak_bytes: int | None = None
 
     def __post_init__(self) -> None:
         text("candidate.graph", self.graph)
+        whole("candidate.rounds", self.rounds)
         whole("candidate.saved_bytes", self.saved_bytes)
+        if self.peak_bytes is not None:
+            whole("candidate.peak_bytes", self.peak_bytes)
         if self.median_ns is not None:
             whole("candidate.median_ns", self.median_ns, least=1)
             whole("candidate.spread_ns", self.spread_ns)
             whole("candidate.rounds", self.rounds, least=1)
-        elif self.spread_ns is not None or whole("candidate.rounds", self.rounds) > 0:
-            raise ValueError("a candidate without median_ns has no spread_ns and no rounds")
+        elif self.rounds or self.spread_ns is not None or self.peak_bytes is not None:
+            raise ValueError("a candidate without median_ns has no spread_ns, rounds or peak_bytes")
 
     @classmethod
     def from_json(cls, value: object) -> Candidate:
@@ -108,7 +115,7 @@ class Candidate:
         return cls(**{**fields, "verdict": None if verdict is None else Verdict.from_json(verdict)})
 
     def to_json(self) -> dict[str, Any]:
-        """The fields in their declared order."""
+        """The fields in the order of the file."""
         verdict = self.verdict and self.verdict.to_json()
         return {**{name: getattr(self, name) for name in _CANDIDATE}, "verdict": verdict}
 

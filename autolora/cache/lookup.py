@@ -8,18 +8,18 @@ answers is up to the objective; where only time counts it is the winner.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.choice import Valid, choose, lacks, option_of
-from autolora.cache.record import Candidate, Record
+from autolora.cache.choice import Valid, choose, lacks
+from autolora.cache.interpolation import between, options_at, usable_times
+from autolora.cache.record import Record
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
-from autolora.objective import TIME, Objective, Option, pick
+from autolora.objective import TIME, Objective, pick
 from autolora.problem import Problem
 
 NEAR = 2.0  # how many times more or fewer tokens the nearest measured count may have
@@ -36,22 +36,30 @@ class Answer:
         record: the evidence; where two were interpolated, the one nearer in tokens.
         detail: for people: ``"between 1024 and 2048 tokens"``, ``"from torch 2.12.0"``, and what
             the objective asks for that the record cannot give.
+        speedup: time of the reference graph over that of the graph, as far as it is known.
     """
 
     graph: str | None
     reason: str
     record: Record | None = None
     detail: str = ""
+    speedup: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked: see :meth:`Lookup.find`."""
+    """What is asked, see :meth:`Lookup.find`, and where the answer may be found.
+
+    ``measured`` holds the records of the problem in the environment by their token counts, which
+    ascend; of each count those of all layers, in the order of these.
+    """
 
     problem: Problem
     environment: Environment
     valid: Valid
     objective: Objective
+    layers: Sequence[TimingCache]
+    measured: dict[int, list[Record]]
 
 
 class Lookup:
@@ -63,6 +71,14 @@ class Lookup:
 
     def __init__(self, paths: Sequence[Path] | None = None) -> None:
         self._paths = paths
+        self._families: dict[tuple[Problem, Environment], dict[int, list[Record]]] = {}
+
+    @classmethod
+    def of(cls, *layers: TimingCache) -> Lookup:
+        """A lookup in caches that were read already."""
+        lookup = cls([])
+        lookup.layers.extend(layers)
+        return lookup
 
     @cached_property
     def layers(self) -> list[TimingCache]:
@@ -76,7 +92,10 @@ class Lookup:
         valid: Valid,
         objective: Objective = TIME,
     ) -> Answer:
-        """The answer of the best grade; of two layers with the same grade, the first one's.
+        """The answer of the best grade.
+
+        Of two layers with the same grade, the first one's. But the nearest token counts are taken
+        from all layers together, so that one may hold the count below and another the one above.
 
         Args:
             problem: what is to be computed.
@@ -84,12 +103,24 @@ class Lookup:
             valid: whether a name is that of a graph which computes the problem.
             objective: what the graph is for.
         """
-        asked = _Question(problem, environment, valid, objective)
+        measured = self._measured(problem.at(1), environment)
+        asked = _Question(problem, environment, valid, objective, self.layers, measured)
         for grade in GRADES:
-            for layer in self.layers:
-                if (answer := grade(layer, asked)) is not None:
-                    return answer
+            if (answer := grade(asked)) is not None:
+                return answer
         return Answer(None, "miss", detail="not measured")
+
+    def _measured(self, family: Problem, environment: Environment) -> dict[int, list[Record]]:
+        """The records of a problem, given at one token, see :class:`_Question`; then kept."""
+        found = self._families.get((family, environment))
+        if found is None:
+            layers = [layer.same_but_tokens(family, environment) for layer in self.layers]
+            found = {
+                tokens: [layer[tokens] for layer in layers if tokens in layer]
+                for tokens in sorted(set().union(*layers))
+            }
+            self._families[family, environment] = found
+        return found
 
     def closest(
         self, problem: Problem, environment: Environment
@@ -107,46 +138,46 @@ class Lookup:
         return None
 
 
-def _exact(layer: TimingCache, asked: _Question) -> Answer | None:
-    record = layer.find(asked.problem, asked.environment)
-    return None if record is None else _answer(asked, "exact", record)
+def _exact(asked: _Question) -> Answer | None:
+    for record in asked.measured.get(asked.problem.tokens, ()):
+        if (answer := _answer(asked, "exact", record)) is not None:
+            return answer
+    return None
 
 
-def _interpolated(layer: TimingCache, asked: _Question) -> Answer | None:
-    problem, environment, valid = asked.problem, asked.environment, asked.valid
-    counts = layer.token_counts(problem).get(environment, [])
-    middle = bisect_left(counts, problem.tokens)
-    below = _first(layer, problem, environment, reversed(counts[:middle]))
-    above = _first(layer, problem, environment, counts[middle:])
-    if below is None or above is None or above.problem.tokens == problem.tokens:
+def _interpolated(asked: _Question) -> Answer | None:
+    tokens = asked.problem.tokens
+    below = _first_usable(asked, (n for n in reversed(asked.measured) if n < tokens))
+    above = _first_usable(asked, (n for n in asked.measured if n > tokens))
+    if below is None or above is None:
         return None
-    low, high = below.problem.tokens, above.problem.tokens
-    share = math.log(problem.tokens / low) / math.log(high / low)
-    nearer = below if share < 0.5 else above
-    times = _interpolate(_times(below, valid), _times(above, valid), share)
-    times |= _carried(_times(nearer, valid), times, nearer.reference)
-    best = pick(_options(times, nearer, problem.tokens), asked.objective)
+    nearer, times = between(below, above, tokens)
+    best = pick(options_at(times, nearer, tokens), asked.objective)
     if best is None:
         return None
-    origin = f"between {low} and {high} tokens"
-    return Answer(best.name, "interpolated", nearer, _detail(asked, nearer, origin, best.detail))
+    origin = f"between {below[0].problem.tokens} and {above[0].problem.tokens} tokens"
+    detail = _detail(asked, nearer, origin, best.detail)
+    speedup = _speedup(times, best.name, nearer.reference)
+    return Answer(best.name, "interpolated", nearer, detail, speedup)
 
 
-def _nearest(layer: TimingCache, asked: _Question) -> Answer | None:
-    problem, environment = asked.problem, asked.environment
-    counts = layer.token_counts(problem).get(environment, [])
-    for tokens in sorted(counts, key=lambda count: _apart(count, problem.tokens)):
-        if _apart(tokens, problem.tokens) > NEAR:
-            break
-        record = layer.find(problem.at(tokens), environment)
-        if record is not None:
-            answer = _answer(asked, "nearest", record, f"measured at {tokens} tokens")
+def _nearest(asked: _Question) -> Answer | None:
+    tokens = asked.problem.tokens
+    near = [count for count in asked.measured if _apart(count, tokens) <= NEAR]
+    for count in sorted(near, key=lambda count: _apart(count, tokens)):
+        for record in asked.measured[count]:
+            answer = _answer(asked, "nearest", record, f"measured at {count} tokens")
             if answer is not None:
                 return answer
     return None
 
 
-def _other_environment(layer: TimingCache, asked: _Question) -> Answer | None:
+def _other_environment(asked: _Question) -> Answer | None:
+    answers = (_of_other_environment(layer, asked) for layer in asked.layers)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _of_other_environment(layer: TimingCache, asked: _Question) -> Answer | None:
     problem, environment = asked.problem, asked.environment
     found = [
         record
@@ -171,15 +202,15 @@ def _other_environment(layer: TimingCache, asked: _Question) -> Answer | None:
 GRADES = (_exact, _interpolated, _nearest, _other_environment)
 
 
-def _first(
-    layer: TimingCache,
-    problem: Problem,
-    environment: Environment,
-    counts: Iterable[int],
-) -> Record | None:
-    """The record of the first of the token counts that has one."""
-    records = (layer.find(problem.at(tokens), environment) for tokens in counts)
-    return next((record for record in records if record is not None), None)
+def _first_usable(
+    asked: _Question, counts: Iterable[int]
+) -> tuple[Record, dict[str, float]] | None:
+    """The first record that has a graph that may be used, and the times of those."""
+    for tokens in counts:
+        for record in asked.measured[tokens]:
+            if times := usable_times(record, asked.valid):
+                return record, times
+    return None
 
 
 def _answer(asked: _Question, reason: str, record: Record, origin: str = "") -> Answer | None:
@@ -187,57 +218,17 @@ def _answer(asked: _Question, reason: str, record: Record, origin: str = "") -> 
     best = choose(record, asked.objective, asked.valid, asked.problem.tokens)
     if best is None:
         return None
-    return Answer(best.name, reason, record, _detail(asked, record, origin, best.detail))
+    times = {c.graph: c.median_ns for c in record.candidates if c.median_ns is not None}
+    detail = _detail(asked, record, origin, best.detail)
+    return Answer(best.name, reason, record, detail, _speedup(times, best.name, record.reference))
+
+
+def _speedup(times: Mapping[str, float], graph: str, reference: str) -> float | None:
+    return times[reference] / times[graph] if reference in times else None
 
 
 def _detail(asked: _Question, record: Record, *parts: str) -> str:
     return "; ".join(filter(None, (*parts, lacks(record, asked.objective))))
-
-
-def _options(times: Mapping[str, float], nearer: Record, tokens: int) -> list[Option]:
-    """The candidates of a record at other times; each is among them, see :func:`_interpolated`."""
-    return [
-        option_of(candidate, nearer, times[candidate.graph], tokens)
-        for candidate in nearer.candidates
-        if candidate.graph in times
-    ]
-
-
-def _times(record: Record, valid: Valid) -> dict[str, float]:
-    """The time of each candidate that was timed, was not rejected, and is valid."""
-    return {
-        c.graph: float(c.median_ns)
-        for c in record.candidates
-        if c.median_ns is not None and _accepted(c, record) and valid(c.graph)
-    }
-
-
-def _accepted(candidate: Candidate, record: Record) -> bool:
-    judged = candidate.verdict
-    return judged is None or judged.ok or candidate.graph == record.reference
-
-
-def _interpolate(
-    below: Mapping[str, float], above: Mapping[str, float], share: float
-) -> dict[str, float]:
-    """Times of what both have, on a straight line in the logarithms of time and tokens."""
-    return {
-        name: below[name] ** (1 - share) * above[name] ** share for name in below.keys() & above
-    }
-
-
-def _carried(
-    nearer: Mapping[str, float], known: Mapping[str, float], reference: str
-) -> dict[str, float]:
-    """Times of what only the nearer record has, as far from the reference's as they are there.
-
-    Each record holds the few graphs that looked best at its own count. Without these the winners
-    of both might be missing from what the two have in common.
-    """
-    if reference not in known:
-        return {}
-    scale = known[reference] / nearer[reference]
-    return {name: time * scale for name, time in nearer.items() if name not in known}
 
 
 def _apart(tokens: int, wanted: int) -> float:

@@ -120,9 +120,14 @@ class Record:
         return _median(self._timed(self.winner))
 
     @property
+    def reference_ns(self) -> int:
+        """The reference graph's time."""
+        return _median(self._timed(self.reference))
+
+    @property
     def speedup(self) -> float:
         """Time of the reference graph over the winner's."""
-        return _median(self._timed(self.reference)) / self.median_ns
+        return self.reference_ns / self.median_ns
 
     @property
     def flops_speedup(self) -> float:
@@ -135,7 +140,7 @@ class Record:
 
         None where the floor is missing or not below the reference's time.
         """
-        reference = _median(self._timed(self.reference))
+        reference = self.reference_ns
         if self.floor_ns is None or self.floor_ns >= reference:
             return None
         return (reference - self.median_ns) / (reference - self.floor_ns)

@@ -30,7 +30,7 @@ class TimingCache:
 
     Args:
         records: of two for the same problem and environment the better one stays.
-        path: the file that :meth:`save` and :meth:`publish` write.
+        path: the file that :meth:`save`, :meth:`publish` and :meth:`replace` write.
     """
 
     def __init__(self, records: Iterable[Record] = (), path: Path | str | None = None) -> None:
@@ -113,6 +113,29 @@ class TimingCache:
         self._table.add(record)
         return self.save()
 
+    def replace(self, old: Record, new: Record) -> Path:
+        """Takes one record out of this cache and of its file, and joins another to both.
+
+        For a record that is known to be wrong, however well it was measured: a join would keep it
+        if it is the better of the two. It is taken out only as it is given: one that somebody else
+        has put in its place meanwhile is joined with the new one like any other. All other records
+        of the file stay as they are.
+
+        This holds for one file. A file that still has the old record may bring it back when the two
+        are merged, and so may a program that has read it before and saves later.
+
+        Returns:
+            The file written.
+
+        Raises:
+            AutoloraError: as :meth:`save` does.
+        """
+        place = self._place()
+        self._table.drop(old)
+        self._table.add(new)
+        _join(place, TimingCache([new])._table, without=old)
+        return place
+
     def save(self, path: Path | str | None = None) -> Path:
         """Joins the records with those in the file, and writes the file anew.
 
@@ -128,22 +151,16 @@ class TimingCache:
         Raises:
             AutoloraError: it cannot be read or written, or a newer autolora wrote it.
         """
+        place = self._place(path)
+        self._table.settle()
+        self._tell()
+        self._table = _join(place, self._table)
+        return place
+
+    def _place(self, path: Path | str | None = None) -> Path:
         place = self.path if path is None else Path(path)
         if place is None:
             raise AutoloraError("this timing cache has no path; save it with save(path)")
-        self._table.settle()
-        self._tell()
-        try:
-            target = Path(os.path.realpath(place))  # a symbolic link stays one, and locks agree
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target):
-                self._table = _write(target, self._table)
-        except (OSError, Unreadable, NewerSchema) as error:
-            cause = getattr(error, "strerror", None) or error
-            raise AutoloraError(
-                f"cannot write the timing cache {place}: {cause}; mend that, or name another file "
-                "with --cache or AUTOLORA_CACHE"
-            ) from error
         return place
 
     def _tell(self) -> None:
@@ -170,10 +187,35 @@ def _read(path: Path) -> tuple[Table, str]:
         return Table(), f"it is corrupt ({str(error)[:200]})"
 
 
-def _write(target: Path, table: Table) -> Table:
-    """Joins a checked table with the file's and writes that; gives what was written."""
+def _join(place: Path, table: Table, without: Record | None = None) -> Table:
+    """Joins a checked table with that of a file, which is written anew; gives what was written.
+
+    Args:
+        place: the file.
+        table: to be joined.
+        without: a record that is taken out of the file first.
+
+    Raises:
+        AutoloraError: it cannot be read or written, or a newer autolora wrote it.
+    """
+    try:
+        target = Path(os.path.realpath(place))  # a symbolic link stays one, and locks agree
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            return _write(target, table, without)
+    except (OSError, Unreadable, NewerSchema) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise AutoloraError(
+            f"cannot write the timing cache {place}: {cause}; mend that, or name another file "
+            "with --cache or AUTOLORA_CACHE"
+        ) from error
+
+
+def _write(target: Path, table: Table, without: Record | None) -> Table:
     present, damage = _read(target)
     present.settle(known=table)
+    if without is not None:
+        present.drop(without)
     joined = present.joined(table)
     data = render(joined)
     if len(data) > LIMIT:

@@ -146,6 +146,13 @@ class Table:
         self._keep(key, record if known is None else better(record, known))
         self._families = None
 
+    def drop(self, record: Record) -> None:
+        """Takes a record out, if what stands in its place is that one to the letter."""
+        key = Key.of(record.problem, record.environment)
+        if (known := self.record(key)) is not None and known.line == record.line:
+            del self.lines[key], self._records[key]
+            self._families = None
+
     def joined(self, other: Table) -> Table:
         """The records of both, the better one where both have one."""
         result = Table(self.environments | other.environments, self.lines)

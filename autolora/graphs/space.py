@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from itertools import chain, combinations, product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import chain, combinations, compress, product
 from types import MappingProxyType
 
 from autolora.graphs import backward, baseline, forward
@@ -16,6 +16,29 @@ from autolora.problem import GRADIENTS, Problem
 
 # FLOPs that take as long as moving one byte, for the choice that is made without measurements.
 _FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
+
+# How many are remembered: problems at each of their token counts; problems at any; kinds of them,
+# of any size. Thousands of graphs belong to a kind, so that only kinds may hold them.
+_PROBLEMS, _FAMILIES, _KINDS = 1024, 128, 32
+
+_kind = lru_cache(maxsize=_PROBLEMS)(sizeless)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a graph costs for a problem, as :class:`Graph` counts it.
+
+    Args:
+        graph: which one.
+        flops: multiplications and additions.
+        bytes: read and written.
+        saved_bytes: kept from forward to backward.
+    """
+
+    graph: Graph
+    flops: int
+    bytes: int
+    saved_bytes: int
 
 
 def onednn_products(graph: Graph, problem: Problem) -> frozenset[str]:
@@ -36,18 +59,23 @@ def onednn_products(graph: Graph, problem: Problem) -> frozenset[str]:
 
 def find_graph(name: str, problem: Problem) -> Graph | None:
     """The valid graph of that name, with any choice of libraries; None where there is none."""
-    composition, _, products = name.partition("/onednn=")
+    composition = name.partition("/onednn=")[0]
     graph = valid_graphs(problem).get(composition)
-    if graph is None or not products:
-        return graph if composition == name else None
-    chosen = frozenset(products.split(","))
+    if graph is None or composition == name:
+        return graph
+    return _with_onednn(graph, name, _kind(problem))
+
+
+@lru_cache(maxsize=4096)
+def _with_onednn(graph: Graph, name: str, problem: Problem) -> Graph | None:
+    chosen = frozenset(name.partition("/onednn=")[2].split(","))
     if graph.forward == REFERENCE or not chosen <= onednn_products(graph, problem):
         return None
     found = replace(graph, onednn=chosen)
     return found if found.name == name else None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_PROBLEMS)
 def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     """Every graph that computes a problem, by name, the reference graph first, all with BLAS.
 
@@ -55,15 +83,37 @@ def valid_graphs(problem: Problem) -> Mapping[str, Graph]:
     where it is no larger than what PEFT keeps instead, X only where PEFT keeps no narrower copy.
     Which library computes a product is a choice of its own, see :func:`onednn_products`.
     """
-    most = baseline.saved_bytes(problem)
+    return _joined(_kind(problem), _fitting(problem))
+
+
+@lru_cache(maxsize=_KINDS)
+def _joined(problem: Problem, fitting: tuple[bool, ...]) -> Mapping[str, Graph]:
+    """The graphs of some groups together: one mapping, however many token counts it serves."""
     found = {REFERENCE: Graph(REFERENCE)}
-    for graphs in _by_what_they_keep(sizeless(problem)):
-        if next(iter(graphs.values())).saved_bytes(problem) <= most:
-            found |= graphs
+    for graphs in compress(_by_what_they_keep(problem), fitting):
+        found |= graphs
     return MappingProxyType(found)
 
 
-@lru_cache(maxsize=256)
+def _fitting(problem: Problem) -> tuple[bool, ...]:
+    """Which of the groups keep no more than the reference."""
+    return tuple(_at(problem.tokens, excess) <= 0 for excess in _excesses(problem.at(1)))
+
+
+@lru_cache(maxsize=_FAMILIES)
+def _excesses(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """What each of the groups keeps beyond the reference, see :func:`_line`."""
+
+    def excess(graph: Graph, problem: Problem) -> int:
+        return graph.saved_bytes(problem) - baseline.saved_bytes(problem)
+
+    return tuple(
+        _line(partial(excess, next(iter(graphs.values()))), problem)
+        for graphs in _by_what_they_keep(_kind(problem))
+    )
+
+
+@lru_cache(maxsize=_KINDS)
 def _by_what_they_keep(problem: Problem) -> tuple[dict[str, Graph], ...]:
     """Every composition, in groups that keep the same tensors; sizes tell which are valid."""
     groups: dict[tuple[str, ...], dict[str, Graph]] = {}
@@ -82,9 +132,7 @@ def flops_graph(problem: Problem) -> Graph:
 
     Among graphs of equal FLOPs it is the one that moves the fewest bytes, every product as written.
     """
-    return min(
-        written_graphs(problem), key=lambda graph: (graph.flops(problem), graph.bytes(problem))
-    )
+    return min(written_costs(problem), key=lambda cost: (cost.flops, cost.bytes)).graph
 
 
 def analytic_graph(problem: Problem) -> Graph:
@@ -94,14 +142,12 @@ def analytic_graph(problem: Problem) -> Graph:
     allow them.
     """
     balance = _FLOPS_PER_BYTE[problem.device]
-    return min(
-        (graph for graph in written_graphs(problem) if surely_accurate(graph, problem)),
-        key=lambda graph: (
-            graph.flops(problem) + balance * graph.bytes(problem),
-            -len(graph.saves),
-        ),
-        default=reference_graph(problem),
+    best = min(
+        (cost for cost in written_costs(problem) if surely_accurate(cost.graph, problem)),
+        key=lambda cost: (cost.flops + balance * cost.bytes, -len(cost.graph.saves)),
+        default=None,
     )
+    return reference_graph(problem) if best is None else best.graph
 
 
 def surely_accurate(graph: Graph, problem: Problem) -> bool:
@@ -124,11 +170,43 @@ def surely_accurate(graph: Graph, problem: Problem) -> bool:
 
 def written_graphs(problem: Problem) -> list[Graph]:
     """The valid compositions with every product as written, none transposed."""
+    return [cost.graph for cost in written_costs(problem)]
+
+
+def written_costs(problem: Problem) -> list[Cost]:
+    """The same with what each costs, without counting it anew for every token count."""
     return [
-        graph
-        for graph in valid_graphs(problem).values()
-        if not graph.transposed and graph.forward != REFERENCE
+        Cost(graph, *(_at(problem.tokens, figure) for figure in figures))
+        for group in compress(_written_figures(problem.at(1)), _fitting(problem))
+        for graph, figures in group
     ]
+
+
+@lru_cache(maxsize=_FAMILIES)
+def _written_figures(problem: Problem) -> list[list[tuple[Graph, list[tuple[int, int]]]]]:
+    """FLOPs, bytes and saved bytes of the graphs as written, see :func:`_line`, by group."""
+    return [
+        [
+            (graph, [_line(f, problem) for f in (graph.flops, graph.bytes, graph.saved_bytes)])
+            for graph in graphs.values()
+            if not graph.transposed
+        ]
+        for graphs in _by_what_they_keep(_kind(problem))
+    ]
+
+
+def _line(figure: Callable[[Problem], int], problem: Problem) -> tuple[int, int]:
+    """A figure at one token, and what each more adds: no product and no tensor has that axis twice.
+
+    ``problem`` is at one token.
+    """
+    first = figure(problem)
+    return first, figure(problem.at(2)) - first
+
+
+def _at(tokens: int, figure: tuple[int, int]) -> int:
+    first, growth = figure
+    return first + (tokens - 1) * growth
 
 
 def _compositions(problem: Problem) -> Iterator[Graph]:

@@ -1,15 +1,15 @@
 """Which graph a layer runs: looked up once per problem, remembered, counted.
 
-A layer owns a :class:`Site`. On its first call with some token count, dtypes and gradient needs the
-site asks the timing cache; from then on the answer is one dictionary look-up away. Nothing here
-ever times a graph.
+A layer owns a :class:`~autolora.nn.site.Site`. On its first call with some token count, dtypes and
+gradient needs the site asks the timing cache; from then on the answer is one dictionary look-up
+away. Nothing here ever times a graph.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,66 +22,31 @@ from autolora.cache.lookup import Answer, Lookup
 from autolora.environment import Environment
 from autolora.graphs.function import Parts, run
 from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.source import Executable, executable
+from autolora.graphs.source import executable
 from autolora.graphs.space import find_graph
-from autolora.nn.intent import default_objective
 from autolora.nn.parts import PLAIN, base_layout
+from autolora.nn.site import MOST_SHARED, Choice, Chooser, Site
 from autolora.nn.untuned import notice_lack, notice_miss, untuned_graph
 from autolora.objective import Objective
 from autolora.problem import DTYPES, Problem
 
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Site",
+    "ask",
+    "decide",
+    "layout_of",
+    "left",
+    "pin",
+    "problem_of",
+    "refresh",
+    "run_layer",
+]
+
 logger = logging.getLogger("autolora")
 
-Chooser = Callable[[Problem], Graph]
-
-_MEMO_SIZE = 4096  # distinct token counts remembered per layer; then it starts afresh
 _TORCH_DTYPES = {getattr(torch, name): name for name in DTYPES}
-
-
-@dataclass(slots=True)
-class Choice:
-    """What a layer runs for one problem, and why.
-
-    Args:
-        problem: the problem, None where the layer's call cannot be stated as one.
-        graph: the graph; the reference graph is the layer's own plain path.
-        reason: how it was chosen: a grade of :mod:`autolora.cache.lookup`, ``"pinned"`` or
-            ``"left"``.
-        detail: the same in words.
-        executable: the graph made to run, None for the reference graph.
-        calls: how often it was used.
-    """
-
-    problem: Problem | None
-    graph: Graph
-    reason: str
-    detail: str = ""
-    executable: Executable | None = None
-    calls: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Site:
-    """The memory of one layer.
-
-    Args:
-        compute_dtype: in which the adapter branch runs, None for what PEFT would do.
-        objective: what its graphs are chosen for, None for what the environment variables say.
-        chooser: overrides the timing cache, see :func:`pin`.
-    """
-
-    compute_dtype: torch.dtype | None = None
-    objective: Objective | None = None
-    chooser: Chooser | None = None
-    choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
-
-    @property
-    def wanted(self) -> Objective:
-        """The objective that holds now."""
-        return default_objective() if self.objective is None else self.objective
-
-    def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None, Objective | None]]:
-        return Site, (self.compute_dtype, self.objective)  # the rest belongs to this process
 
 
 def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> Tensor | None:
@@ -131,9 +96,7 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
     choice = site.choices.get(key)
     if choice is None:
         choice = _choose(site, x, parts, p)
-        if len(site.choices) >= _MEMO_SIZE:
-            site.choices.clear()
-        site.choices[key] = choice
+        site.remember(key, choice)
     choice.calls += 1
     if choice.executable is None:
         return None
@@ -154,9 +117,11 @@ def run_layer(site: Site, x: Tensor, parts: Parts, s: float, p: float = 0.0) -> 
 def left(site: Site, reason: str) -> None:
     """Notes that a call of the layer takes its own plain path, for :func:`~autolora.explain`."""
     key = ("left", reason)
-    if key not in site.choices:
-        site.choices[key] = _left(reason)
-    site.choices[key].calls += 1
+    choice = site.choices.get(key)
+    if choice is None:
+        choice = _left(reason)
+        site.remember(key, choice)
+    choice.calls += 1
 
 
 def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
@@ -183,8 +148,7 @@ def decide(problem: Problem, device: torch.device, site: Site) -> Choice:
     """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss."""
     if site.chooser is not None:
         return _made(problem, site.chooser(problem), "pinned")
-    graph, reason, detail = _decide(problem, device, site.wanted)
-    return _made(problem, graph, reason, detail)
+    return replace(_decide(problem, device, site.wanted))  # a copy: each layer counts its calls
 
 
 def ask(
@@ -282,16 +246,16 @@ def _lookup() -> Lookup:
     return Lookup()
 
 
-@lru_cache(maxsize=65536)
-def _decide(problem: Problem, device: torch.device, objective: Objective) -> tuple[Graph, str, str]:
+@lru_cache(maxsize=MOST_SHARED)
+def _decide(problem: Problem, device: torch.device, objective: Objective) -> Choice:
     graph, answer = ask(_lookup(), problem, Environment.of(device), objective)
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
         lack = lacks(answer.record, objective) if answer.record is not None else ""
         if lack and problem.gradients:
             notice_lack(problem, objective, lack)
-        return graph, answer.reason, answer.detail
+        return _made(problem, graph, answer.reason, answer.detail)
     if problem.gradients:
         notice_miss(problem, objective)
     graph, how = untuned_graph(problem, objective)
-    return graph, "miss", f"not tuned; {how}"
+    return _made(problem, graph, "miss", f"not tuned; {how}")

@@ -1,0 +1,86 @@
+"""The memory of a layer: what it runs for each problem that it was called with, and how often.
+
+Sequences of endless lengths must not fill the memory of a training, be it of hundreds of layers: a
+layer keeps only so many choices, and layers that are called alike share what is equal in theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from autolora.graphs.graph import Graph
+from autolora.graphs.source import Executable
+from autolora.nn.intent import default_objective
+from autolora.objective import Objective
+from autolora.problem import Problem
+
+Chooser = Callable[[Problem], Graph]
+Key = tuple[Any, ...]
+
+MOST_CHOICES = 2048  # that one layer remembers
+MOST_SHARED = 16384  # that all layers together have in common
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a layer runs for one problem, and why.
+
+    Args:
+        problem: the problem, None where the layer's call cannot be stated as one.
+        graph: the graph; the reference graph is the layer's own plain path.
+        reason: how it was chosen: a grade of :mod:`autolora.cache.lookup`, ``"pinned"`` or
+            ``"left"``.
+        detail: the same in words.
+        executable: the graph made to run, None for the reference graph.
+        calls: how often it was used.
+    """
+
+    problem: Problem | None
+    graph: Graph
+    reason: str
+    detail: str = ""
+    executable: Executable | None = None
+    calls: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """The memory of one layer.
+
+    Args:
+        compute_dtype: in which the adapter branch runs, None for what PEFT would do.
+        objective: what its graphs are chosen for, None for what the environment variables say.
+        chooser: overrides the timing cache, see :func:`~autolora.nn.plan.pin`.
+        choices: what it runs, by all that decides which problem a call poses.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    objective: Objective | None = None
+    chooser: Chooser | None = None
+    choices: dict[Key, Choice] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Objective:
+        """The objective that holds now."""
+        return default_objective() if self.objective is None else self.objective
+
+    def remember(self, key: Key, choice: Choice) -> None:
+        """Keeps a choice; where there are too many, the half that was made first goes."""
+        if len(self.choices) >= MOST_CHOICES:
+            for old in list(self.choices)[: len(self.choices) // 2]:
+                self.choices.pop(old, None)  # another thread may have been faster
+        self.choices[_shared(key)] = choice
+
+    def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None, Objective | None]]:
+        return Site, (self.compute_dtype, self.objective)  # the rest belongs to this process
+
+
+@lru_cache(maxsize=MOST_SHARED)
+def _shared(key: Key) -> Key:
+    """The key itself, the same object for all that are equal: a key is larger than a choice."""
+    return key
