@@ -1,4 +1,4 @@
-"""The evidence of a record: every candidate with its times, its accuracy and what it keeps."""
+"""The evidence of a record: every candidate with its times, its accuracy and its memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEGEND = (
 )
 
 _SIZES = ("1e-1", "1e-3")
-_INDENT = " " * 8
+_INDENT = " " * 6
 _ROOM = 80 - len(_INDENT)
 
 
@@ -31,14 +31,14 @@ def candidate_table(record: Record) -> list[Text]:
             duration(candidate.median_ns),
             f"spread {duration(candidate.spread_ns)}" if candidate.rounds else "not timed",
             count(candidate.rounds, "round") if candidate.rounds else "",
-            f"keeps {size(candidate.saved_bytes)}",
+            _memory(candidate),
             _accuracy(candidate),
         ]
         for candidate in ordered
     ]
     shown = []
     for line, candidate in zip(align(rows, "rlrll"), ordered, strict=True):
-        shown.append(Text(f"      {line}", "green" if candidate.graph == record.winner else ""))
+        shown.append(Text(f"    {line}", "green" if candidate.graph == record.winner else ""))
         shown.append(Text(_INDENT + clean(candidate.graph), "dim"))
         if candidate.graph in roles:
             shown.append(Text(_INDENT + ", ".join(roles[candidate.graph]), "bold"))
@@ -47,7 +47,7 @@ def candidate_table(record: Record) -> list[Text]:
     if record.floor_ns is not None:
         width = max(len(row[0]) for row in rows)
         time = duration(record.floor_ns).rjust(width)
-        shown.append(Text(f"      {time}  the layer without its adapter"))
+        shown.append(Text(f"    {time}  the layer without its adapter"))
     return shown
 
 
@@ -69,6 +69,11 @@ def _roles(record: Record) -> dict[str, list[str]]:
     ):
         roles.setdefault(graph, []).append(role)
     return roles
+
+
+def _memory(candidate: Candidate) -> str:
+    kept, peak = f"keeps {size(candidate.saved_bytes)}", candidate.peak_bytes
+    return kept if peak is None else f"{kept}, peak {size(peak)}"
 
 
 def _accuracy(candidate: Candidate) -> str:
