@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from textwrap import dedent
 
@@ -15,6 +16,7 @@ import autolora
 from autolora.errors import AutoloraError
 from autolora.problem import Problem
 from autolora.tuning.capture import capture, model_problems, run_problems
+from autolora.tuning.quantise import quantised
 from autolora.tuning.target import Adapters, Target, load_target
 
 BLOCK = """
@@ -202,11 +204,36 @@ def test_without_example_inputs_every_layer_gets_batch_times_length(write):
 
 
 def test_a_model_that_needs_data_falls_back_and_says_so(write, caplog):
-    source = MODEL + "Block.forward = lambda self, x: x if x.sum() > 0 else self.q_proj(x)"
+    source = MODEL + "Block.forward = lambda self, x: self.q_proj(x) * x.detach().numpy().size"
     found = captured(write(source), batch_size=2, seq_len=8)
     assert {problem.tokens for problem in found.problems} == {16}
-    assert "cannot be run on the meta device" in found.notes[0]
+    assert "cannot be run without its numbers" in found.notes[0]
     assert found.notes[0] in caplog.text
+    (note,) = captured(write(source), tokens=[4]).notes
+    assert "which layers need the gradient of their input is assumed" in note
+
+
+def test_example_inputs_are_made_without_numbers(write):
+    source = MODEL + (
+        "class Packed(Model):\n"
+        "    def forward(self, mask, ids):\n"
+        "        return super().forward(ids[mask][None])\n"
+        "model = Packed()\n"
+        "def example_inputs(batch_size, seq_len):\n"
+        "    ids = torch.zeros(batch_size, seq_len, dtype=torch.long)\n"
+        "    huge = torch.randn(2**20, 2**20)\n"
+        "    return {'mask': torch.arange(seq_len) < ids.new_tensor([[3], [5]]), 'ids': ids}\n"
+    )
+    assert {p.tokens for p in captured(write(source), batch_size=2, seq_len=8).problems} == {8}
+
+
+def test_example_inputs_that_need_numbers_get_them(write):
+    source = MODEL + (
+        "def example_inputs(batch_size, seq_len):\n"
+        "    noise = torch.rand(batch_size, seq_len).numpy()\n"
+        "    return torch.from_numpy(noise > 2).long()\n"
+    )
+    assert captured(write(source), batch_size=2, seq_len=8).problems[0].tokens == 16
 
 
 def test_a_failure_behind_the_last_layer_loses_nothing(write):
@@ -335,6 +362,23 @@ def test_a_layer_called_twice_poses_each_problem_once():
     model.forward = lambda x: [model[0](x), model[0](x), model[0](x[:1])]
     found = run_problems(model, torch.zeros(3, 5, 8))
     assert [problem.tokens for _, problem in found.layers] == [15, 5]
+
+
+def test_a_model_with_quantised_layers():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    del bitsandbytes
+
+    def layer():
+        return quantised(torch.randn(64, 64), None, "nf4")
+
+    model = nn.Sequential(nn.Embedding(9, 64), layer(), nn.Linear(64, 64), layer())
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    for target_modules in (["1"], ["3"], ["1", "2", "3"]):
+        adapted = autolora.add_lora(deepcopy(model), rank=4, target_modules=target_modules)
+        found = run_problems(adapted, ids)
+        adapted.train()(ids)
+        assert set(found.layers) == {(e.name, e.problem) for e in autolora.explain(adapted).layers}
+        assert [name for name, _ in found.layers] == target_modules
 
 
 def test_running_changes_nothing():

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from autolora.graphs.function import Parts
 from autolora.nn.linear import LoRALinear
@@ -99,13 +98,6 @@ class AdaptedLayer:
         _, _, A, B, c, M = self.parts
         every = {"A": A, "B": B, "c": c, "M": M}
         return {name: weight for name, weight in every.items() if weight is not None}
-
-    def base(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The base product alone, in a dtype."""
-        W, b = self.parts[:2]
-        if self.quantised:
-            return W(x)  # type: ignore[no-any-return]
-        return linear(x.to(dtype), W.to(dtype), None if b is None else b.to(dtype))
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:

@@ -1,7 +1,7 @@
 """Which problems a model poses: seen in one run of it, or taken from its layers without running it.
 
 A run tells how many tokens reach each LoRA layer and which layers need no gradient of their input,
-as the first of a frozen model do not. On the meta device it allocates nothing and computes nothing.
+as the first of a frozen model do not. It is a run of the model's code without its numbers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.problem import Problem
+from autolora.tuning.example import call, example_of
+from autolora.tuning.fakes import Fakes, running
 from autolora.tuning.model_file import one_line
 from autolora.tuning.target import DEFAULT_BATCH_SIZE, Target
-from autolora.tuning.watch import Tensors, autocasting, train_mode, watched
+from autolora.tuning.varying import Varying, ladders, note_of
+from autolora.tuning.watch import Tensors, autocasting, watch
+from autolora.tuning.weightless import without_weights
 
 logger = logging.getLogger("autolora")
+
+_EMPTY, _NOT_CALLED = "its input has no tokens", "not called"
 
 
 @dataclass(slots=True)
@@ -37,6 +43,8 @@ class Capture:
         sizes: token counts that each layer was asked about, where these were not seen in a run.
         inputs: for each entry of ``layers`` that was seen in a run which X it got, as a number:
             equal numbers are one tensor, as q, k and v of a block get.
+        varying: the least and the most tokens that layers were seen to get whose token counts the
+            data decide, by path; these appear in ``layers`` once for each count of a ladder.
     """
 
     layers: list[tuple[str, Problem]] = field(default_factory=list)
@@ -44,6 +52,7 @@ class Capture:
     notes: list[str] = field(default_factory=list)
     sizes: tuple[int, ...] = ()
     inputs: dict[tuple[str, Problem], int] = field(default_factory=dict)
+    varying: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[Problem]:
@@ -59,7 +68,7 @@ class Capture:
         """The same layers with other problems."""
         layers = [(name, change(problem)) for name, problem in self.layers]
         inputs = {(name, change(problem)): x for (name, problem), x in self.inputs.items()}
-        return _distinct(Capture(layers, self.left, self.notes, self.sizes, inputs))
+        return _distinct(Capture(layers, self.left, self.notes, self.sizes, inputs, self.varying))
 
     def at(self, tokens: Sequence[int]) -> Capture:
         """The same layers at other token counts."""
@@ -80,7 +89,7 @@ def capture(
     """The problems that a target will pose in training.
 
     Args:
-        target: is run once on the meta device.
+        target: its code is run, without numbers.
         device: type of the device that will train it.
         batch_size: of the run, :data:`DEFAULT_BATCH_SIZE` unless given.
         seq_len: of the run; the target's own unless given.
@@ -100,13 +109,12 @@ def capture(
                 f"{batch * length} tokens, {batch} sequences of {length}"
             )
     else:
-        given = target.inputs(batch, length)
-        _check_inputs(given)
+        given = example_of(target.inputs, batch, length)
         try:
             found = run_problems(target.model, given, autocast, device)
-        except Exception as error:  # whatever a model does that cannot run without data
+        except Exception as error:  # whatever a model does that cannot run without numbers
             found = model_problems(target.model, tokens or assumed, autocast, device)
-            note = f"the model cannot be run on the meta device ({one_line(error)})"
+            note = f"the model cannot be run without its numbers ({one_line(error)})"
             found.notes.append(
                 f"{note}: every layer is taken to get {batch * length} tokens, {batch} of {length}"
                 if not tokens
@@ -114,6 +122,7 @@ def capture(
             )
         else:
             found = found.at(tokens) if tokens else found
+            found.notes += note_of(found.varying, found.layers)
     if not found.layers:
         raise AutoloraError(
             "no LoRA layer of this model was called"
@@ -163,11 +172,12 @@ def run_problems(
 ) -> Capture:
     """The problems that a model's LoRA layers pose in one training forward pass.
 
-    The model runs in train mode with gradients enabled. Its LoRA layers compute their base product
-    only, so that it can be on the meta device.
+    The model's code runs in train mode with gradients enabled, but without its numbers, see
+    :mod:`autolora.tuning.fakes`. Where chance stood in for numbers it runs a second time: layers
+    that then get other token counts, as the experts of a mixture do, are given a ladder of counts.
 
     Args:
-        model: any module with LoRA layers.
+        model: any module with LoRA layers; nothing of it is changed.
         inputs: a tensor, or a tuple or mapping of the arguments of its forward.
         autocast: its dtype while training, None where it is off.
         device: type of the device that will train it; where the weights are unless given.
@@ -175,37 +185,85 @@ def run_problems(
     Raises:
         Exception: the model raised before every LoRA layer was called.
     """
+    found, mode = _run(model, inputs, autocast, device, seed=0)
+    if not mode.drawn:
+        return found
+    again, _ = _run(model, inputs, autocast, device, seed=1)
+    weights = {layer.name: layer.weights for layer in adapted_layers(model)}
+    sizes = {name: (own["A"].shape[1], own["B"].shape[0]) for name, own in weights.items()}
+    return _joined(found, again, ladders((found.layers, again.layers), sizes, mode.rows or None))
+
+
+def _run(
+    model: nn.Module, inputs: Any, autocast: torch.dtype | None, device: str | None, seed: int
+) -> tuple[Capture, Fakes]:
+    """What one run shows."""
     found = Capture(left=left_layers(model))
     layers = adapted_layers(model)
     seen: set[str] = set()
     tensors = Tensors()
     kind = device or (layers[0].device.type if layers else "cpu")
+    asked = kind if kind == "cuda" and torch.cuda.is_available() else "cpu"
 
     def note(layer: AdaptedLayer, x: Tensor) -> torch.dtype:
         seen.add(layer.name)
-        active = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        active = torch.get_autocast_dtype(asked) if torch.is_autocast_enabled(asked) else None
         leaves = {"X": x, **layer.weights}
         needs = tuple(name for name, leaf in leaves.items() if leaf.requires_grad)
         if x.dim() < 2 or not x.numel():
-            _leave(found, layer, "its input has no tokens")
+            found.left.append((layer.name, _EMPTY))
         elif active is None and not layer.quantised and x.dtype != layer.base_dtype:
-            _leave(found, layer, f"its input is {x.dtype}, its base weight {layer.base_dtype}")
+            why = f"its input is {x.dtype}, its base weight {layer.base_dtype}"
+            found.left.append((layer.name, why))
         else:
             needs = needs if torch.is_grad_enabled() else ()
             problem = _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
             if problem is not None:
                 read = x.to(getattr(torch, problem.dtype))  # what autocast casts is nobody else's
                 found.inputs.setdefault((layer.name, problem), tensors.number(read))
-        return active or layer.base_dtype
+        return x.dtype if layer.quantised else active or layer.base_dtype
 
-    with train_mode(model), watched(layers, note), torch.enable_grad(), autocasting(kind, autocast):
+    mode = Fakes()
+    with (
+        without_weights(model, mode),
+        running(mode, seed),
+        torch.enable_grad(),
+        autocasting("cpu", autocast),
+        autocasting(asked, autocast),
+    ):
+        model.train()
+        watch(layers, note)
         try:
-            _call(model, inputs)
+            call(model, inputs)
         except Exception:
             if len(seen) < len(layers):
                 raise
-    found.left += [(each.name, "not called") for each in layers if each.name not in seen]
-    return _distinct(found)
+    found.left += [(each.name, _NOT_CALLED) for each in layers if each.name not in seen]
+    return _distinct(found), mode
+
+
+def _joined(found: Capture, again: Capture, varying: Mapping[str, Varying]) -> Capture:
+    """Two runs as one, with ladders for the layers whose token counts the data decide."""
+    joined = Capture(varying={name: (each.least, each.most) for name, each in varying.items()})
+
+    def rungs(name: str, problem: Problem) -> list[Problem]:
+        return varying[name].instead_of(problem) if name in varying else [problem]
+
+    unseen = [(name, problem) for name, each in varying.items() for problem in each.problems]
+    for name, problem in (*found.layers, *again.layers, *unseen):
+        joined.layers += [(name, rung) for rung in rungs(name, problem)]
+    called = {name for name, _ in joined.layers}
+    joined.left = [
+        (name, why)
+        for name, why in found.left + again.left
+        if not (why == _NOT_CALLED and name in called) and not (why == _EMPTY and name in varying)
+    ]
+    later = len(found.inputs)  # numbers of the second run are other tensors
+    for inputs, offset in ((found.inputs, 0), (again.inputs, later)):
+        for (name, problem), number in inputs.items():
+            for rung in rungs(name, problem):
+                joined.inputs.setdefault((name, rung), number + offset)
+    return _distinct(joined)
 
 
 def _distinct(found: Capture) -> Capture:
@@ -235,28 +293,7 @@ def _note(
     try:
         problem = layer.problem(tokens, gradients=gradients, autocast=autocast, device=device)
     except ValueError as error:  # a dtype or a device that no graphs exist for
-        _leave(found, layer, str(error))
+        found.left.append((layer.name, str(error)))
         return None
     found.layers.append((layer.name, problem))
     return problem
-
-
-def _leave(found: Capture, layer: AdaptedLayer, reason: str) -> None:
-    found.left.append((layer.name, reason))
-
-
-def _check_inputs(inputs: Any) -> None:
-    if not isinstance(inputs, (Tensor, tuple, Mapping)):
-        raise AutoloraError(
-            "example_inputs must return a tensor, or a tuple or dict of the model's arguments, "
-            f"not a {type(inputs).__name__}"
-        )
-
-
-def _call(model: nn.Module, inputs: Any) -> None:
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, tuple):
-        model(*inputs)
-    else:
-        model(inputs)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autolora.nn.adapted import AdaptedLayer
 
@@ -29,41 +29,27 @@ class Tensors:
         return self._numbers.setdefault(key, len(self._numbers))
 
 
-@contextmanager
-def watched(layers: Sequence[AdaptedLayer], note: Note) -> Iterator[None]:
-    """Replaces the forward of each layer by one that notes its input and runs the base alone."""
+def watch(layers: Sequence[AdaptedLayer], note: Note) -> None:
+    """Replaces the forward of each layer by one that notes its input and computes nothing.
 
-    def watch(layer: AdaptedLayer) -> Any:
+    Args:
+        layers: of a model that runs without its numbers.
+        note: is told a layer and its X, and gives the dtype of Y.
+    """
+
+    def watched(layer: AdaptedLayer) -> Any:
         def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            Y = layer.base(x, note(layer, x))
-            for weight in layer.weights.values():
-                Y = Y + 0 * weight.sum().to(Y.dtype)  # so that Y needs a gradient
+            dtype, columns = note(layer, x), layer.weights["B"].shape[0]
+            Y = x.new_empty((*x.shape[:-1], columns), dtype=dtype)
+            leaves = (x, *layer.weights.values())
+            if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+                return Y.requires_grad_().clone()  # not a leaf, which may not be changed in place
             return Y
 
         return forward
 
-    had = [vars(layer.module).get("forward") for layer in layers]
     for layer in layers:
-        vars(layer.module)["forward"] = watch(layer)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, had, strict=True):
-            del vars(layer.module)["forward"]
-            if forward is not None:
-                vars(layer.module)["forward"] = forward
-
-
-@contextmanager
-def train_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module in train mode, and back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        vars(layer.module)["forward"] = watched(layer)
 
 
 @contextmanager
