@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autolora.nn.peft import accelerate, restore
     from autolora.problem import Problem
     from autolora.tuning.entry import tune
+    from autolora.tuning.recording import record
 
 __all__ = [
     "AutoloraError",
@@ -30,6 +31,7 @@ __all__ = [
     "accelerate",
     "add_lora",
     "explain",
+    "record",
     "restore",
     "tune",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "accelerate": "autolora.nn.peft",
     "add_lora": "autolora.nn.linear",
     "explain": "autolora.nn.explanation",
+    "record": "autolora.tuning.recording",
     "restore": "autolora.nn.peft",
     "tune": "autolora.tuning.entry",
 }

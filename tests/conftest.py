@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autolora.nn import intent, plan, untuned
+from autolora.tuning import clock, measurement
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,17 @@ def _own_cache(tmp_path, monkeypatch):
     torch.manual_seed(0)
     yield
     plan.refresh()
+
+
+@pytest.fixture(autouse=True)
+def _steady_clock(monkeypatch):
+    """The tuner's clock: every call is run, all take as long, and no test hangs on noise."""
+    monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: (run(), 1e6)[1])
+
+
+@pytest.fixture
+def real_clock(monkeypatch):
+    monkeypatch.setattr(measurement, "measure_for", clock.measure_for)
 
 
 @pytest.fixture

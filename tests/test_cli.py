@@ -56,7 +56,16 @@ def say(capsys, tmp_path, monkeypatch):
 # ---- help
 
 
-COMMANDS = [(), ("tune",), ("show",), ("explain",), ("cache",), ("cache", "path"), ("demo",)]
+COMMANDS = [
+    (),
+    ("tune",),
+    ("show",),
+    ("explain",),
+    ("check",),
+    ("cache",),
+    ("cache", "path"),
+    ("demo",),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -190,7 +199,7 @@ def test_an_interrupt_anywhere_else_is_one_line(say, monkeypatch):
 
 
 def test_a_spent_budget_says_how_to_go_on(say):
-    said = say("tune", "model.py", *QUICK, "--budget", "1e-9")
+    said = say("tune", "model.py", *QUICK, "--budget", "0.000001s")
     assert said.code == 0
     assert "The budget is spent" in said.out
     assert "2 still to do" in said.out
@@ -242,13 +251,17 @@ R = ("--rank", "2")
         (("tune", "model.py", "--rank", "0"), "whole number of at least 1, not '0'"),
         (("tune", "model.py", "--rank", "two"), "whole number of at least 1, not 'two'"),
         (("tune", "model.py", *R, "--dtype", "float8"), "must be one of float32, bfloat16"),
-        (("tune", "model.py", *R, "--tokens", "8,0"), "separated by commas, not '8,0'"),
-        (("tune", "model.py", *R, "--tokens", ""), "separated by commas, not ''"),
+        (("tune", "model.py", *R, "--tokens", "8,0"), "every STEP tokens, not '8,0'"),
+        (("tune", "model.py", *R, "--tokens", ""), "every STEP tokens, not ''"),
+        (("tune", "model.py", *R, "--tokens", "9:3"), "the range of tokens '9:3' is empty"),
+        (("tune", "model.py", *R, "--tokens", "1:6000:1"), "are 12,000 problems"),
+        (("tune", "model.py", *R, "--tokens", "1:999999:1"), "has 999999 counts"),
         (("tune", "model.py", *R, "--device", "gpu"), "cpu, cuda or cuda:N, not 'gpu'"),
         (("tune", "model.py", *R, "--device", "meta"), "cpu, cuda or cuda:N, not 'meta'"),
         (("tune", "model.py", *R, "--device", "cuda:99"), "no device 'cuda:99'"),
         (("tune", "model.py", *R, "--effort", "max"), "choose from"),
-        (("tune", "model.py", *R, "--budget", "-1"), "positive number, not '-1'"),
+        (("tune", "model.py", *R, "--budget", "-1"), "such as 90, 60s, 5m or 1h, not '-1'"),
+        (("tune", "model.py", *R, "--budget", "0s"), "must be a time above 0"),
         (("tune", "model.py", *R, "--alpha", "nan"), "positive number, not 'nan'"),
         (("tune", "model.py", *R, "--target-modules", "q_proj"), "match no linear layer"),
         (("tune", "model.py", *R, "--target-modules", "(" * 3), "no regular expression"),

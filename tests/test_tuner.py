@@ -10,6 +10,7 @@ import torch
 import autolora
 from autolora import AutoloraError, Problem, TimingCache
 from autolora.cache.choice import choose
+from autolora.cache.lookup import Lookup
 from autolora.cache.record import Verdict
 from autolora.environment import Environment
 from autolora.graphs.space import (
@@ -20,12 +21,14 @@ from autolora.graphs.space import (
     valid_graphs,
 )
 from autolora.objective import Objective
-from autolora.tuning import accuracy, entrants, tuner
+from autolora.tuning import accuracy, entrants, measurement, tuner
 from autolora.tuning.accuracy import verdict
 from autolora.tuning.data import Data
 from autolora.tuning.device import device_for
+from autolora.tuning.measurement import measure_problem
 from autolora.tuning.screen import Prediction, distinct, screen
-from autolora.tuning.tuner import measure_problem, tune_problems
+from autolora.tuning.stopwatch import Result
+from autolora.tuning.tuner import tune_problems
 
 CPU = torch.device("cpu")
 SMALL = Problem(24, 16, 32, 4, "float32", "cpu")
@@ -35,6 +38,7 @@ def measured(problem=SMALL, **options):
     return measure_problem(problem, CPU, Environment.of(CPU), **options)
 
 
+@pytest.mark.usefixtures("real_clock")
 def test_a_record_holds_its_evidence():
     record = measured()
     assert record.problem == SMALL
@@ -69,7 +73,9 @@ def test_the_graph_that_the_clock_favours_wins(monkeypatch):
     monkeypatch.setattr(Data, "step", step)
     monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
     monkeypatch.setattr(
-        tuner, "screen", lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name]
+        measurement,
+        "screen",
+        lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name],
     )
     monkeypatch.setattr(entrants, "distinct", lambda _: [_prediction(find_graph(favoured, SMALL))])
     record = measured(measure=lambda run: run())
@@ -87,7 +93,7 @@ def test_a_graph_of_bad_accuracy_cannot_win_and_is_kept_with_its_figures(monkeyp
         ok = graph.name in ("reference", flops_graph(problem).name)
         return Verdict(ok, {"Y": (1.0, 1.0)}, (1.0, 1.0), "" if ok else "error of Y 1.0 > 0.1")
 
-    monkeypatch.setattr(tuner, "verdict", judge)
+    monkeypatch.setattr(measurement, "verdict", judge)
     record = measured()
     assert record.winner in ("reference", flops_graph(SMALL).name)
     rejected = [c for c in record.candidates if not c.verdict.ok]
@@ -204,9 +210,9 @@ def lean_graphs(monkeypatch):
 
     monkeypatch.setattr(Data, "step", step)
     monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
-    monkeypatch.setattr(tuner, "measure_for", lambda device: lambda run: run() or 1.0)
+    monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: run() or 1.0)
     monkeypatch.setattr(
-        tuner,
+        measurement,
         "screen",
         lambda graphs, data, *_: sorted(
             (_prediction(g, -g.saved_bytes(data.problem)) for g in graphs if not g.transposed),
@@ -299,9 +305,186 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
 
 
 def test_a_spent_budget_leaves_the_rest(tmp_path):
-    problems = [replace(SMALL, tokens=tokens) for tokens in (8, 16)]
+    problems = [replace(SMALL, tokens=tokens) for tokens in (16, 8)]
     result = tune_problems(problems, effort="quick", budget=1e-9, cache=tmp_path / "cache.json")
     assert (result.records, result.unfinished) == ([], problems)
+
+
+def test_with_a_budget_what_most_hangs_on_comes_first(tmp_path, monkeypatch):
+    efforts = []
+
+    def measure(problem, *_, effort, **__):
+        efforts.append((problem.tokens, effort))
+        return measured(problem, effort="quick")
+
+    monkeypatch.setattr(tuner, "measure_problem", measure)
+    monkeypatch.setattr(tuner, "flops_per_ns", lambda *_: 0.01)
+    small, middle, large = (replace(SMALL, tokens=tokens) for tokens in (8, 64, 512))
+    tune_problems([small, large, middle], cache=tmp_path / "one.json", budget=3600)
+    assert efforts == [(512, "normal"), (64, "normal"), (8, "normal")]
+    efforts.clear()
+    weights = {small: 1000}
+    tune_problems([large, small], cache=tmp_path / "two.json", budget=3600, weights=weights)
+    assert [tokens for tokens, _ in efforts] == [8, 512]
+
+
+def test_an_estimate_times_nothing_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuner, "measure_problem", lambda *_, **__: pytest.fail("measured"))
+    path = tmp_path / "cache.json"
+    lean = Objective("memory")
+    result = tune_problems([SMALL, SMALL], effort="estimate", cache=path, objective=lean)
+    (estimate,) = result.estimates
+    assert find_graph(estimate.graph, SMALL).flops(SMALL) == estimate.flops
+    assert estimate.saved_bytes <= estimate.reference_saved_bytes
+    assert estimate.how == "chosen by FLOPs of those that keep least"
+    assert not path.exists()
+
+
+def test_what_was_clearly_beaten_is_not_timed_again(monkeypatch):
+    """Of a known record only what may be first takes part; the rest keeps its distance."""
+    lean_graphs(monkeypatch)
+    timed = []
+
+    def measure(run):
+        time = run() or 1.0
+        timed.append(time)
+        return time
+
+    known = measured(effort="quick", measure=measure)
+    slow = next(c for c in known.candidates if c.graph not in (known.winner, known.reference))
+    slow = replace(slow, median_ns=2 * known.median_ns)
+    candidates = [slow if c.graph == slow.graph else c for c in known.candidates]
+    known = replace(known, flops_choice=known.reference, candidates=tuple(candidates))
+    asked = []
+    monkeypatch.setattr(
+        measurement,
+        "verdict",
+        lambda graph, *_: asked.append(graph.name) or Verdict(True, {}, (1, 1)),
+    )
+    again = measured(measure=lambda run: 10 * (run() or 1.0), known=known)
+    assert not {c.graph for c in known.candidates} & set(asked)  # verdicts are taken over
+    kept = again.candidate(slow.graph)
+    assert kept.rounds == slow.rounds
+    scale = again.reference_ns / known.reference_ns
+    assert kept.median_ns == pytest.approx(slow.median_ns * scale, rel=0.01)
+    noisy = replace(known, conditions={"noisy": True})
+    again = measured(measure=lambda run: 10 * (run() or 1.0), known=noisy)
+    assert again.candidate(slow.graph).median_ns < 1.5 * again.median_ns
+
+
+def test_too_much_noise_is_recorded_and_lowers_the_effort(tmp_path):
+    rng = random.Random(0)
+
+    def noise(run):
+        run()
+        return 1e6 * rng.choice((1, 2, 5)) * rng.uniform(1, 3)
+
+    record = measured(effort="quick", measure=noise)
+    assert record.conditions["noisy"] is True
+    assert record.conditions["noise"] > 0.01
+    assert record.effort == "estimate"
+    assert record.winner == record.reference or record.speedup > 1
+    path = tmp_path / "cache.json"
+    TimingCache([record], path).save()
+    (again,) = tune_problems([SMALL], effort="quick", cache=path).records
+    assert (again.effort, again.conditions["noisy"]) == ("quick", False)
+    assert tune_problems([SMALL], effort="quick", cache=path).records == []
+
+
+def test_the_times_of_a_record_are_of_the_same_rounds():
+    """One that drops out before the machine slows down does not seem faster than the winner."""
+    result = Result(
+        winner="a",
+        samples={"a": [100.0] * 3 + [200.0] * 20, "b": [110.0] * 3, "floor": [100.0] * 10},
+        confirmed={"a": [200.0] * 10, "floor": [100.0] * 10},
+    )
+    assert measurement._median(result, "a") == 200
+    assert measurement._median(result, "b") == 220
+    assert measurement._median(result, "floor") == 100
+    assert measurement._median(result, "c") is None
+
+
+@pytest.mark.parametrize("victim", ["a candidate", "the choice by FLOPs", "the verdict", "PEFT's"])
+def test_a_graph_that_does_not_fit_the_memory_is_rejected(monkeypatch, victim):
+    original, names = Data.step, []
+
+    def step(self, graph):
+        names.append(graph.name)
+        fits = {
+            "a candidate": graph.forward == "reference" or graph == flops_graph(SMALL),
+            "the choice by FLOPs": graph != flops_graph(SMALL),
+            "the verdict": True,
+            "PEFT's": graph.forward != "reference",
+        }[victim]
+        return original(self, graph) if fits else full
+
+    def full():
+        raise torch.OutOfMemoryError("too large")
+
+    def judge(graph, *_):
+        return full() if victim == "the verdict" and "merged" in graph.name else verdict(graph, *_)
+
+    monkeypatch.setattr(Data, "step", step)
+    monkeypatch.setattr(measurement, "verdict", judge)
+    if victim == "PEFT's":
+        with pytest.raises(torch.OutOfMemoryError):
+            measured()
+        return
+    record = measured()
+    rejected = [c for c in record.candidates if not c.verdict.ok]
+    assert rejected
+    assert "out of memory" in {c.verdict.reason for c in rejected}
+    assert all(c.median_ns is None for c in rejected)
+    assert record.winner not in {c.graph for c in rejected}
+    assert (record.flops_choice == flops_graph(SMALL).name) == (victim == "a candidate")
+
+
+class Crossing:
+    """A machine on which one graph wins for few tokens, and another for many."""
+
+    few = "merged/h=recomputed/dX=merged/dA=via_z/dB=via_h/t=Z"
+    many = "base_first/h=saved/dX=lowrank/dA=via_z/dB=via_h"
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(Data, "step", lambda data, graph: lambda: self.time(data, graph))
+        monkeypatch.setattr(Data, "floor", lambda data: lambda: 1.0)
+        monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: 1e4 * run())
+        monkeypatch.setattr(
+            measurement,
+            "screen",
+            lambda graphs, data, *_: [
+                _prediction(find_graph(name, data.problem)) for name in (self.few, self.many)
+            ],
+        )
+
+    def time(self, data, graph):
+        tokens = data.problem.tokens
+        times = {self.few: 3 * (tokens / 100) ** 1.2, self.many: 3 * (tokens / 100) ** 0.8}
+        return times.get(graph.name, 10 * (tokens / 100))
+
+
+def test_between_two_counts_more_are_measured_where_the_winner_changes(monkeypatch, tmp_path):
+    machine, path = Crossing(monkeypatch), tmp_path / "cache.json"
+    problems = [SMALL.at(tokens) for tokens in (10, 1000)]
+    tune_problems(problems, cache=path)
+    assert len(TimingCache.load(path).records) == 2
+    result = tune_problems(problems, cache=path, between=True)
+    assert [record.problem.tokens for record in result.records] == [100]  # where they cross
+    lookup = Lookup([path])
+    for tokens in (11, 50, 90, 110, 500):
+        answer = lookup.find(SMALL.at(tokens), Environment.of(CPU), lambda name: True)
+        assert answer.graph == (machine.few if tokens < 100 else machine.many)
+        assert answer.reason == "interpolated"
+    assert tune_problems(problems, cache=path, between=True).records == []
+
+
+def test_a_record_holds_the_winners_of_its_neighbours(monkeypatch, tmp_path):
+    machine, path = Crossing(monkeypatch), tmp_path / "cache.json"
+    tune_problems([SMALL.at(10)], cache=path)
+    only = [find_graph(machine.many, SMALL)]
+    monkeypatch.setattr(measurement, "screen", lambda *_: [_prediction(graph) for graph in only])
+    (record,) = tune_problems([SMALL.at(1000)], cache=path).records
+    assert record.candidate(machine.few).median_ns > record.median_ns
 
 
 def test_out_of_memory_is_no_end(tmp_path, monkeypatch):
@@ -320,7 +503,7 @@ def test_out_of_memory_is_no_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"effort": "hard"}, "effort must be one of quick, normal, thorough, not 'hard'"),
+        ({"effort": "hard"}, "effort must be one of estimate, quick, normal, thorough, not 'hard'"),
         ({"budget": 0}, "budget must be a positive number of seconds, not 0"),
         ({"budget": float("nan")}, "budget must be a positive number"),
         ({"device": "cuda"}, "is for cpu, not for cuda"),
@@ -374,10 +557,10 @@ def test_tuning_under_autocast_is_for_autocast():
     assert [choice.reason for choice in model[0]._autolora.choices.values()] == ["exact"]
 
 
-@pytest.mark.parametrize("tokens", [None, 0, [], [8, -1], 1.5, "8"])
+@pytest.mark.parametrize("tokens", [None, 0, [], [8, -1], 1.5, "8:", "eight"])
 def test_tokens_must_be_counts(tokens):
     model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
-    with pytest.raises(AutoloraError, match="tokens must be the rows"):
+    with pytest.raises(AutoloraError, match="tokens must be"):
         autolora.tune(model, tokens=tokens)
 
 
@@ -404,6 +587,15 @@ def test_a_model_on_the_meta_device_is_told_what_to_do():
     with pytest.raises(AutoloraError, match="the model is on meta; move it to the cpu or cuda"):
         autolora.tune(model, tokens=8)
     assert model(torch.ones(8, 24, device="meta")).shape == (8, 16)
+
+
+def test_a_range_of_tokens_is_tuned_where_winners_change():
+    model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
+    result = autolora.tune(model, tokens="8:40", effort="quick")
+    assert {record.problem.tokens for record in result.records} >= {8, 16, 32, 40}
+    model(torch.randn(23, 24))
+    (choice,) = model[0]._autolora.choices.values()
+    assert choice.reason == "interpolated"
 
 
 def test_problems_bring_their_own_tokens():

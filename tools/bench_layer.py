@@ -30,7 +30,7 @@ from autolora.graphs.space import flops_graph
 from autolora.nn.adapted import adapted_layers
 from autolora.nn.plan import pin
 from autolora.tuning.quantise import quantised
-from autolora.tuning.stopwatch import paired
+from autolora.tuning.statistics import paired
 
 SHAPES = [  # tokens, in, out
     (2048, 512, 512),

@@ -22,9 +22,10 @@ import torch
 from autolora.graphs.space import find_graph
 from autolora.problem import LAYOUTS, VARIANTS, Problem
 from autolora.tuning.accuracy import verdict
+from autolora.tuning.clock import measure_for
 from autolora.tuning.data import Data
 from autolora.tuning.device import plain_torch, settle_allocator
-from autolora.tuning.stopwatch import measure_for, paired
+from autolora.tuning.statistics import paired
 
 
 def main() -> None:

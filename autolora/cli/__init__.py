@@ -1,7 +1,7 @@
 """The command line: the only room that prints or reads ``sys.argv``.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 something the user can mend,
-130 interrupted.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a winner of the cache has
+drifted, 2 something the user can mend, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from autolora.errors import AutoloraError
 
-MENDABLE, INTERRUPTED = 2, 130
+DRIFTED, MENDABLE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import re
 
 from autolora.errors import AutoloraError
 from autolora.objective import bytes_from
+from autolora.tuning.tokens import Tokens
 
 DTYPES = {
     "float32": "float32",
@@ -18,8 +19,8 @@ DTYPES = {
     "fp16": "float16",
 }
 
-
 MOST = 2**31 - 1
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def count(text: str) -> int:
@@ -35,14 +36,23 @@ def count(text: str) -> int:
     return value
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Several of these, separated by commas."""
+def tokens(text: str) -> Tokens:
+    """Token counts, separated by commas, and ranges of them."""
     try:
-        return tuple(dict.fromkeys(count(part) for part in text.split(",")))
-    except argparse.ArgumentTypeError:
+        return Tokens.of(text)
+    except AutoloraError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("tokens ")) from None
+
+
+def seconds(text: str) -> float:
+    """A time as people write it: ``90``, ``60s``, ``5m``, ``1h``, ``1.5h``."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text.strip().lower())
+    value = 0.0 if match is None else float(match[1]) * _SECONDS[match[2]]
+    if not value:
         raise argparse.ArgumentTypeError(
-            f"must be whole numbers from 1 to {MOST}, separated by commas, not {text!r}"
-        ) from None
+            f"must be a time above 0, such as 90, 60s, 5m or 1h, not {text!r}"
+        )
+    return value
 
 
 def positive(text: str) -> float:

@@ -30,7 +30,8 @@ from autolora.nn.plan import ask, pin
 from autolora.objective import TIME
 from autolora.problem import Problem
 from autolora.tuning.capture import run_problems
-from autolora.tuning.stopwatch import measure_for, paired
+from autolora.tuning.clock import measure_for
+from autolora.tuning.statistics import paired
 from autolora.tuning.tuner import tune_problems
 
 BATCH, LENGTH, LEARNING_RATE, WARM_UP = 4, 256, 5e-3, 2

@@ -8,6 +8,7 @@ from typing import Any
 from autolora.cli import arguments
 from autolora.objective import KINDS
 from autolora.problem import QUANTISED
+from autolora.tuning.tokens import Tokens
 
 
 def add_target(parser: Any) -> None:
@@ -57,10 +58,11 @@ def add_target(parser: Any) -> None:
     )
     size.add_argument(
         "--tokens",
-        type=arguments.counts,
-        default=(),
+        type=arguments.tokens,
+        default=Tokens(),
         metavar="N,N",
-        help="rows that every layer gets, instead of what a run of the model shows",
+        help="rows that every layer gets, instead of what a run of the model shows; LOW:HIGH is "
+        "a few of a range and those where the winner changes, LOW:HIGH:STEP every STEP",
     )
     add_device(size)
 

@@ -12,7 +12,9 @@ from autolora.cli import arguments, options
 from autolora.errors import AutoloraError
 from autolora.version import __version__
 
-EFFORTS = ("quick", "normal", "thorough")
+EFFORTS = ("estimate", "quick", "normal", "thorough")
+
+MANY = 10_000  # problems that are not measured without a yes
 
 _DESCRIPTION = """\
 Train LoRA models faster. A LoRA layer can be computed along many graphs that
@@ -23,6 +25,7 @@ commands:
   tune        measure a model's LoRA layers, keep the winners in the cache
   show        show what the cache holds
   explain     say which graph each layer of a model would run, and why
+  check       time winners of the cache again, say which no longer win
   cache path  say where the cache is
   demo        tune and train a small built-in model, and compare
 """
@@ -42,7 +45,7 @@ TARGET is one of
   config.json     of a Hugging Face model, or its folder; weights are not needed
 If model.py has a function example_inputs(batch_size, seq_len), the model is run
 on what it returns (a tensor, or a tuple or dict of arguments) to see how many
-tokens reach each layer. It runs on the meta device: no memory, no time.
+tokens reach each layer. It runs without its numbers: no memory, little time.
 """
 
 
@@ -63,7 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     given = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
     if not hasattr(given, "run"):
-        parser.error("which command? one of tune, show, explain, cache path, demo")
+        parser.error("which command? one of tune, show, explain, check, cache path, demo")
     return given
 
 
@@ -75,6 +78,7 @@ def _parser() -> Parser:
     _add_tune(commands)
     _add_show(commands)
     _add_explain(commands)
+    _add_check(commands)
     _add_cache(commands)
     _add_demo(commands)
     return parser
@@ -89,7 +93,7 @@ def _add_tune(commands: Any) -> None:
         "graphs that solve each, and writes the winners to the timing cache.\n\n" + _TARGET,
         "examples:\n"
         "  autolora tune model.py:build_model --rank 8 --batch-size 4 --seq-len 512\n"
-        "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 2048,4096\n"
+        "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 512:8192 --budget 5m\n"
         "  autolora tune model.py --rank 8 --objective memory\n",
     )
     options.add_target(tune)
@@ -98,13 +102,14 @@ def _add_tune(commands: Any) -> None:
         "--effort",
         choices=EFFORTS,
         default="normal",
-        help="how hard to measure: quick, normal (default) or thorough",
+        help="how hard to measure: quick, normal (default) or thorough; estimate times nothing "
+        "and writes nothing, and says what would run unmeasured",
     )
     measuring.add_argument(
         "--budget",
-        type=arguments.positive,
-        metavar="SECONDS",
-        help="stop after so many seconds; what is measured by then is kept",
+        type=arguments.seconds,
+        metavar="T",
+        help="for the whole run: 90, 60s, 5m, 1h; most for the layers that take most time",
     )
     options.add_objective(measuring, "what to find graphs for")
     options.add_cache(measuring, "file to write (default: 'autolora cache path')")
@@ -112,6 +117,9 @@ def _add_tune(commands: Any) -> None:
         "--force",
         action="store_true",
         help="measure also what is in the cache; the better record stays",
+    )
+    measuring.add_argument(
+        "--yes", action="store_true", help=f"measure even more than {MANY:,} problems"
     )
     options.add_json(tune)
 
@@ -125,8 +133,14 @@ def _add_show(commands: Any) -> None:
         "examples:\n  autolora show\n  autolora show --cache cluster.json --verbose\n",
     )
     options.add_cache(show, "file to show (default: every file of the search path)")
-    show.add_argument(
+    more = show.add_mutually_exclusive_group()
+    more.add_argument(
         "-v", "--verbose", action="store_true", help="show every candidate with its figures"
+    )
+    more.add_argument(
+        "--crossovers",
+        action="store_true",
+        help="show for each layer shape which graph runs from how many to how many tokens",
     )
     options.add_objective(show, "show what layers would run for this")
     options.add_json(show)
@@ -145,6 +159,46 @@ def _add_explain(commands: Any) -> None:
     options.add_objective(explain, "what graphs are wanted for")
     options.add_cache(explain, "file to ask (default: every file of the search path)")
     options.add_json(explain)
+
+
+def _add_check(commands: Any) -> None:
+    check = _command(
+        commands,
+        "check",
+        "[options]",
+        "Times a sample of the timing cache again on this machine: the winner of each\n"
+        "record, the reference graph and the winner's closest rivals. Says which winners\n"
+        "no longer win, and by how much. Records of other machines are left alone.\n\n"
+        "Exit code: 0 if the winners still win, 1 if one is slower than another graph by\n"
+        "more than 5 % or no longer valid (with --fix too), 2 if one cannot be timed.",
+        "examples:\n"
+        "  autolora check\n"
+        "  autolora check --cache cluster.json --sample 100 --budget 5m --fix\n",
+    )
+    check.add_argument(
+        "--sample",
+        type=arguments.count,
+        default=20,
+        metavar="N",
+        help="how many records to check, of problems as different as may be (20)",
+    )
+    check.add_argument(
+        "--seed", type=arguments.count, default=1, metavar="N", help="draws the sample (1)"
+    )
+    check.add_argument(
+        "--budget",
+        type=arguments.seconds,
+        metavar="T",
+        help="begin to check no further record after so long: 90, 60s, 5m, 1h",
+    )
+    check.add_argument(
+        "--fix",
+        action="store_true",
+        help="tune what has drifted anew, as hard as before, and replace its records",
+    )
+    options.add_cache(check, "file to check (default: every file of the search path)")
+    options.add_device(check)
+    options.add_json(check)
 
 
 def _add_cache(commands: Any) -> None:

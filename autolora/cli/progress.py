@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from autolora.cli.console import console, say
 from autolora.cli.figures import wait
 from autolora.cli.tables import layer_title
-from autolora.tuning.tuner import Progress as Standing
+from autolora.tuning.result import Progress as Standing
 
 _STAGES = {"screen": "screening", "race": "racing", "done": "measured"}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autolora.cache.choice import lacks
 from autolora.cache.record import Record
 from autolora.cache.store import search_path
+from autolora.cli import crossovers
 from autolora.cli.caches import open_cache
 from autolora.cli.console import (
     print_json,
@@ -43,11 +44,16 @@ def run(options: Namespace) -> int:
         files = [(path, open_cache(path, required=False).records) for path in paths]
     asked = objective_from(options)
     if options.json:
-        print_json({"files": [_json(path, records, asked) for path, records in files]})
+        as_json = crossovers.ranges_json if options.crossovers else _json
+        print_json({"files": [as_json(path, records, asked) for path, records in files]})
         return 0
     shown = [(path, records) for path, records in files if records]
     for path, records in shown:
-        _print(path, records, asked, options.verbose)
+        if options.crossovers:
+            crossovers.print_ranges(path, records, asked)
+        else:
+            _print(path, records, asked, options.verbose)
+        _print_notes(records, asked, options)
     if not shown:
         print_paragraph(
             f"Nothing measured yet: {files[0][0]} holds no records. 'autolora tune' fills it, "
@@ -81,6 +87,9 @@ def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: boo
 
         shown = [replace(r, winner=taken(r, asked).graph) for r in whole.values()]
         print_lines(record_table(shown, screen_width(), below=below))
+
+
+def _print_notes(records: Sequence[Record], asked: Objective, options: Namespace) -> None:
     print_line()
     if asked != TIME:
         lacking = sum(bool(lacks(record, asked)) for record in records)
@@ -88,5 +97,7 @@ def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: boo
             f"Shown is what layers run for {asked}."
             + (f" {count(lacking, 'record')} not tuned for that." if lacking else "")
         )
-    if verbose:
+    if options.crossovers:
+        print_paragraph(crossovers.LEGEND)
+    elif options.verbose:
         print_paragraph(LEGEND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,7 +79,10 @@ def steps(records: Sequence[Record], found: Capture) -> Iterator[Step]:
     """One for each size of step that a layer of which was measured."""
     measured = {record.problem: record for record in records}
     once: dict[tuple[str, int], Problem] = {}  # a layer's gradients may be known only as either-or
+    usual = _usual(found)
     for name, problem in found.layers:
+        if usual.get(name, problem.tokens) != problem.tokens:
+            continue
         once.setdefault((name, problem.tokens), problem)
     layers = [(name, problem) for (name, _), problem in once.items() if problem in measured]
     sizes = found.sizes if len(found.sizes) > 1 else (None,)
@@ -86,6 +90,17 @@ def steps(records: Sequence[Record], found: Capture) -> Iterator[Step]:
         some = tuple(layer for layer in layers if tokens in (None, layer[1].tokens))
         if some:
             yield Step(tokens, some, measured, found.inputs)
+
+
+def _usual(found: Capture) -> dict[str, int]:
+    """Of layers whose tokens the data decide, the count that is nearest to what they were sent."""
+    nearest: dict[str, int] = {}
+    for name, problem in found.layers:
+        if name in found.varying:
+            middle = math.prod(found.varying[name]) ** 0.5
+            counts = problem.tokens, nearest.get(name, problem.tokens)
+            nearest[name] = min(counts, key=lambda n: abs(math.log(n / middle)))
+    return nearest
 
 
 def reference_of(record: Record) -> Candidate:

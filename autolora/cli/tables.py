@@ -50,7 +50,7 @@ def record_table(
         [cell.format(extra="effort" if uses is None else "layers") for cell in head]
         for head in _HEADS
     ]
-    records = sorted(records, key=lambda record: _title(record.problem))  # a stable sort
+    records = sorted(records, key=lambda record: section_title(record.problem))  # a stable sort
     rows = [_cells(record, uses) for record in records]
     lines = align([*heads, *rows], _SIDES)
     top = max((record.speedup for record in records), default=1.0)
@@ -61,7 +61,7 @@ def record_table(
     lines = align([*heads, *rows], _SIDES)
     shown = [Text("  " + line, "dim") for line in lines[:2]]
     body = iter(zip(records, lines[2:], strict=True))
-    for title, section in groupby(body, key=lambda pair: _title(pair[0].problem)):
+    for title, section in groupby(body, key=lambda pair: section_title(pair[0].problem)):
         shown.append(Text(title, "bold"))
         for record, line in section:
             style = "" if record.winner == record.reference else "green"
@@ -123,7 +123,8 @@ def call_title(problem: Problem) -> str:
     return f"{layer_title(problem)}, {problem.tokens} tokens, {gradients}"
 
 
-def _title(problem: Problem) -> str:
+def section_title(problem: Problem) -> str:
+    """What the problems of a section have in common: rank, dtypes and what is special."""
     title = f"{_VARIANTS[problem.variant]} rank {problem.rank}, {problem.dtype}"
     if problem.layout != "linear":
         title += f" {problem.layout}"

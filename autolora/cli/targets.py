@@ -14,12 +14,18 @@ from autolora.tuning.capture import Capture, capture
 from autolora.tuning.target import Adapters, load_target
 
 
-def read_target(options: Namespace, device: torch.device) -> Capture:
+def read_target(options: Namespace, device: torch.device, most: int | None = None) -> Capture:
     """The problems of TARGET; what its code prints goes to stderr.
 
+    Args:
+        options: of the command.
+        device: that the model is trained on.
+        most: problems; None is any number.
+
     Raises:
-        AutoloraError: it cannot be read, or poses no problem.
+        AutoloraError: it cannot be read, or poses no problem, or too many.
     """
+    counts = options.tokens.counts
     adapters = Adapters(
         rank=options.rank,
         alpha=options.alpha,
@@ -33,14 +39,21 @@ def read_target(options: Namespace, device: torch.device) -> Capture:
         quantised=options.quantised or "",
     )
     with redirect_stdout(sys.stderr):
-        return capture(
+        found = capture(
             load_target(options.target, adapters),
             device=device.type,
             batch_size=options.batch_size,
             seq_len=options.seq_len,
-            tokens=options.tokens,
+            tokens=counts[:1],
             autocast=torch_dtype(options.autocast),
         )
+    number = len(found.problems) * max(len(counts), 1)
+    if most is not None and number > most:
+        raise AutoloraError(
+            f"these are {number:,} problems, which would take hours; name fewer --tokens (a range "
+            "LOW:HIGH without a step is a few), or say --yes to measure them all"
+        )
+    return found.at(counts) if len(counts) > 1 else found
 
 
 def device_of(name: str | None) -> torch.device:

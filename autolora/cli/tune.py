@@ -11,7 +11,7 @@ from typing import Any
 from autolora.cache.paths import VARIABLE
 from autolora.cache.record import Record
 from autolora.cache.store import search_path
-from autolora.cli import INTERRUPTED, MENDABLE
+from autolora.cli import INTERRUPTED, MENDABLE, estimates
 from autolora.cli.console import (
     print_json,
     print_line,
@@ -20,6 +20,7 @@ from autolora.cli.console import (
     say_error,
     screen_width,
 )
+from autolora.cli.crossovers import print_families
 from autolora.cli.documents import environments_json, record_json
 from autolora.cli.figures import count, wait
 from autolora.cli.objectives import (
@@ -31,6 +32,7 @@ from autolora.cli.objectives import (
     steps_json,
     usage,
 )
+from autolora.cli.parser import MANY
 from autolora.cli.progress import progress
 from autolora.cli.steps import steps
 from autolora.cli.tables import environment_title, record_table
@@ -38,14 +40,16 @@ from autolora.cli.targets import device_of, read_target
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
-from autolora.tuning.tuner import TuneResult, tune_problems
+from autolora.tuning.effort import ESTIMATE
+from autolora.tuning.result import TuneResult
+from autolora.tuning.tuner import tune_problems
 
 
 def run(options: Namespace) -> int:
     """Measures what the cache does not hold yet, and prints what was found."""
     device = device_of(options.device)
     asked = objective_from(options)
-    found = read_target(options, device)
+    found = read_target(options, device, None if options.yes else MANY)
     with progress() as tell:
         result = tune_problems(
             found.problems,
@@ -56,11 +60,17 @@ def run(options: Namespace) -> int:
             device=device,
             on_progress=tell,
             objective=asked,
+            weights=found.uses,
+            between=options.tokens.ranged,
         )
+    if options.effort == ESTIMATE:
+        estimates.show(result.estimates, found, options.json)
+        return 0
+    found = _with_counts_between(found, result)
     if options.json:
         print_json(tuned_json(result, found, asked))
     else:
-        _print(result, found, asked)
+        _print(result, found, asked, options.tokens.ranged)
     for problem, reason in result.failed:
         say_error(f"could not measure {problem}: {reason}")
     if result.interrupted:
@@ -91,9 +101,17 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
         "unfinished": [problem.to_json() for problem in result.unfinished],
         "failed": [{"problem": p.to_json(), "reason": reason} for p, reason in result.failed],
         "interrupted": result.interrupted,
+        "noisy": len(result.noisy),
         "left": [{"name": name, "reason": reason} for name, reason in found.left],
         "notes": found.notes,
     }
+
+
+def _with_counts_between(found: Capture, result: TuneResult) -> Capture:
+    """The same layers, at the token counts too that were measured because the winner changes."""
+    measured = {record.problem.tokens for record in (*result.records, *result.skipped)}
+    added = measured - {problem.tokens for problem in found.problems}
+    return found.at(sorted({*found.sizes, *added})) if added else found
 
 
 def in_order(result: TuneResult, problems: Sequence[Problem]) -> list[Record]:
@@ -111,9 +129,12 @@ def print_records(records: Sequence[Record], found: Capture) -> None:
         print_paragraph(step.sentence)
 
 
-def _print(result: TuneResult, found: Capture, asked: Objective) -> None:
+def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -> None:
     records = in_order(result, found.problems)
-    if records:
+    if records and ranged:
+        print_families(records, asked)
+        print_line()
+    elif records:
         print_records(records, found)
         _print_objectives(records, found, asked)
     if found.left:
@@ -140,13 +161,16 @@ def _summary(result: TuneResult) -> str:
     new, known, open_ = len(result.records), len(result.skipped), len(result.unfinished)
     seconds = sum(record.seconds for record in result.records)
     parts = [f"{count(new, 'problem')} measured" + (f" in {wait(seconds)}" if new else "")]
+    if result.noisy:
+        parts.append(f"{len(result.noisy)} of them while the machine was too noisy to be sure")
     if known:
         parts.append(f"{known} already in the cache (--force measures anew)")
     if open_:
         why = "Interrupted" if result.interrupted else "The budget is spent"
         parts.append(f"{open_} still to do")
         return f"{why}: {', '.join(parts)}. What is measured is kept; run it again to go on."
-    return ", ".join(parts) + "."
+    again = " Run it again when it is quiet: these are measured anew." if result.noisy else ""
+    return ", ".join(parts) + "." + again
 
 
 def _print_next(path: Path, asked: Objective) -> None:

@@ -168,13 +168,11 @@ def surely_accurate(graph: Graph, problem: Problem) -> bool:
     return graph.forward == forward and graph.dx in ("", "lowrank")
 
 
-def written_graphs(problem: Problem) -> list[Graph]:
-    """The valid compositions with every product as written, none transposed."""
-    return [cost.graph for cost in written_costs(problem)]
-
-
 def written_costs(problem: Problem) -> list[Cost]:
-    """The same with what each costs, without counting it anew for every token count."""
+    """The valid compositions with every product as written, none transposed, and their costs.
+
+    FLOPs and bytes are counted once for all token counts.
+    """
     return [
         Cost(graph, *(_at(problem.tokens, figure) for figure in figures))
         for group in compress(_written_figures(problem.at(1)), _fitting(problem))

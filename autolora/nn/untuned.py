@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from autolora.graphs.graph import Graph
-from autolora.graphs.space import analytic_graph, surely_accurate, written_graphs
+from autolora.graphs.space import analytic_graph, surely_accurate, written_costs
 from autolora.objective import Objective, beyond
 from autolora.problem import QUANTISED, Problem
 
@@ -23,11 +23,12 @@ def untuned_graph(problem: Problem, objective: Objective) -> tuple[Graph, str]:
     graph = analytic_graph(problem)
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"
-    lean = min(
-        (other for other in written_graphs(problem) if surely_accurate(other, problem)),
-        key=lambda o: (o.saved_bytes(problem), o.flops(problem), o.bytes(problem), o.name),
-        default=graph,
+    best = min(
+        (cost for cost in written_costs(problem) if surely_accurate(cost.graph, problem)),
+        key=lambda c: (c.saved_bytes, c.flops, c.bytes, c.graph.name),
+        default=None,
     )
+    lean = graph if best is None else best.graph
     least = lean.saved_bytes(problem)
     detail = "chosen by FLOPs of those that keep least"
     return lean, detail if objective.admits(least) else f"{detail}; {beyond(objective, least)}"

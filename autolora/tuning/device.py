@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from autolora.errors import AutoloraError
 from autolora.problem import Problem
+from autolora.tuning.clock import measure_for
 
 
 def device_for(problem: Problem, device: torch.device | str | None = None) -> torch.device:
@@ -40,6 +42,16 @@ def settle_allocator(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.empty(31 << 20, dtype=torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def flops_per_ns(device: torch.device, dtype: str) -> float:
+    """How fast a device multiplies matrices of a dtype, roughly: 512 × 512 by 512 × 512."""
+    measure = measure_for(device)
+    size = 512
+    with plain_torch(device):
+        one = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+        return 2 * size**3 / min(measure(lambda: one @ one) for _ in range(5))
 
 
 def turn_on(device: torch.device) -> FileLock:

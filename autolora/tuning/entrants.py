@@ -69,6 +69,7 @@ def enter(
     *,
     most: int,
     within: float,
+    also: Sequence[Graph] = (),
 ) -> Entrants:
     """The graphs that race for some objectives.
 
@@ -83,14 +84,16 @@ def enter(
         objectives: what they are chosen for.
         most: of the best predicted.
         within: none of these is predicted to take more than this times the best accurate one.
+        also: graphs that race as well, if they are accurate.
     """
     by_flops, reference = flops_graph(problem), reference_graph(problem)
     found = Entrants(reference, by_flops)
     kinds = kinds_of(objectives)
     fast = _fast(predictions, judge, found, most, within)
-    for graph in (by_flops, reference):
+    for graph in (by_flops, reference, *also):
         _ask(graph, judge, found)
-    found.racing += [graph for graph in (by_flops, reference) if graph not in fast]
+    others = [by_flops, reference, *(graph for graph in also if _able(graph, found))]
+    found.racing += [graph for graph in dict.fromkeys(others) if graph not in fast]
     if "memory" in kinds:
         _add_lean(problem, predictions, (fast or [reference])[0], judge, objectives, found)
     if "accuracy" in kinds:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,15 +13,40 @@ from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.intent import default_objective, objective_of
 from autolora.nn.plan import refresh
+from autolora.objective import Objective
 from autolora.problem import DEVICES, Problem
 from autolora.tuning.capture import model_problems
-from autolora.tuning.tuner import TuneResult, tune_problems
+from autolora.tuning.recording import Recording
+from autolora.tuning.result import TuneResult
+from autolora.tuning.tokens import Tokens
+from autolora.tuning.tuner import tune_problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be tuned.
+
+    Args:
+        problems: to be measured.
+        device: on which; that of each problem's type unless given.
+        objective: what graphs are chosen for unless the caller says it.
+        model: whose layers are to use the new timings at once.
+        weights: how many layers pose each problem, or how often it was posed.
+        between: whether to tune between token counts too.
+    """
+
+    problems: list[Problem]
+    objective: Objective | list[Objective]
+    device: torch.device | None = None
+    model: nn.Module | None = None
+    weights: Mapping[Problem, int] | None = None
+    between: bool = False
 
 
 def tune(
-    model_or_problems: nn.Module | Problem | Iterable[Problem],
+    model_or_problems: nn.Module | Recording | Problem | Iterable[Problem],
     *,
-    tokens: int | Iterable[int] | None = None,
+    tokens: int | str | Iterable[int] | None = None,
     effort: str = "normal",
     budget: float | None = None,
     cache: Path | str | None = None,
@@ -29,15 +55,20 @@ def tune(
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
-    The layers of a model that was passed use the new timings from their next call on. Under an
-    active ``torch.autocast`` it tunes for that autocast, without one for training without.
+    The layers of a model that was passed, or recorded, use the new timings from their next call on.
+    Under an active ``torch.autocast`` a model is tuned for that autocast, without one for training
+    without; a recording is tuned for what was recorded.
 
     Args:
-        model_or_problems: a model with LoRA layers, PEFT's or ours, or problems.
+        model_or_problems: a model with LoRA layers, PEFT's or ours, what ``autolora.record`` saw
+            of one, or problems.
         tokens: rows that a layer gets in one step, usually batch size × sequence length; one or
-            several numbers. Needed for a model, not allowed with problems.
-        effort: ``"quick"``, ``"normal"`` or ``"thorough"``.
-        budget: seconds for the whole run; what was not begun by then is reported as unfinished.
+            several numbers, or a range ``"512:8192"``, which is tuned where its winners change.
+            Needed for a model, not allowed with a recording or problems.
+        effort: ``"quick"``, ``"normal"`` or ``"thorough"``; ``"estimate"`` times and writes nothing
+            and gives what would run unmeasured.
+        budget: seconds for the whole run, most for the layers that take most time; what was not
+            begun by then is reported as unfinished.
         cache: the file to write; the first of the search path unless given.
         objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``, see
             :class:`~autolora.objective.Objective`. That of the model's layers unless given; for
@@ -48,25 +79,35 @@ def tune(
         The records measured now and those skipped.
 
     Raises:
-        AutoloraError: no LoRA layers, no tokens, or an argument out of range; unwritable cache.
+        AutoloraError: no LoRA layers, no tokens, nothing recorded, or an argument out of range;
+            unwritable cache.
     """
     given = objective_of(objective, max_saved_bytes)
-    if not isinstance(model_or_problems, nn.Module):
-        if tokens is not None:
-            raise AutoloraError("tokens go with a model; a problem has its own")
+    if isinstance(model_or_problems, nn.Module):
+        asked = _of_model(model_or_problems, Tokens.of(tokens))
+    elif tokens is not None:
+        raise AutoloraError("tokens go with a model; a problem has its own")
+    elif isinstance(model_or_problems, Recording):
+        asked = _of_recording(model_or_problems)
+    else:
         problems = model_or_problems
         listed = [problems] if isinstance(problems, Problem) else list(problems)
-        result = tune_problems(
-            listed,
-            effort=effort,
-            budget=budget,
-            cache=cache,
-            objective=given or default_objective(),
-        )
-        refresh()
-        return result
-    model = model_or_problems
-    counts = _counts(tokens)
+        asked = _Asked(listed, default_objective())
+    result = tune_problems(
+        asked.problems,
+        effort=effort,
+        budget=budget,
+        cache=cache,
+        device=asked.device,
+        objective=asked.objective if given is None else given,
+        weights=asked.weights,
+        between=asked.between,
+    )
+    refresh(asked.model)
+    return result
+
+
+def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     layers = adapted_layers(model)
     if not layers:
         raise AutoloraError(
@@ -80,25 +121,18 @@ def tune(
             "train it, or tune ahead with the command autolora tune"
         )
     on = torch.is_autocast_enabled(device.type)
-    capture = model_problems(model, counts, torch.get_autocast_dtype(device.type) if on else None)
-    own = list(dict.fromkeys(layer.site.wanted for layer in layers))
-    result = tune_problems(
-        capture.problems,
-        effort=effort,
-        budget=budget,
-        cache=cache,
-        device=device,
-        objective=own if given is None else given,
-    )
-    refresh(model)
-    return result
+    autocast = torch.get_autocast_dtype(device.type) if on else None
+    capture = model_problems(model, tokens.counts, autocast)
+    wanted = list(dict.fromkeys(layer.site.wanted for layer in layers))
+    return _Asked(capture.problems, wanted, device, model, capture.uses, tokens.ranged)
 
 
-def _counts(tokens: int | Iterable[int] | None) -> list[int]:
-    counts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
-    if not counts or not all(type(count) is int and count >= 1 for count in counts):
+def _of_recording(recording: Recording) -> _Asked:
+    if not len(recording):
         raise AutoloraError(
-            "tokens must be the rows that a layer gets in one step, usually batch size × sequence "
-            f"length, as one or several whole numbers of at least 1, not {tokens!r}"
+            "nothing was recorded: no LoRA layer ran in training inside the with-block"
+            + (f"; {recording.untrained} calls needed no gradient" if recording.untrained else "")
+            + "".join(f"; {name}: {reason}" for name, reason in recording.left[:3])
         )
-    return [count for count in counts if count is not None]
+    uses = recording.uses
+    return _Asked(list(uses), recording.objective, recording.device, recording.model, uses)

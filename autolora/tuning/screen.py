@@ -21,8 +21,8 @@ from autolora.graphs.source import PARAMETERS, Line, lines, statement
 from autolora.graphs.space import onednn_products
 from autolora.graphs.tensors import home_dtype, sizes_of
 from autolora.problem import Problem
+from autolora.tuning.clock import Measure
 from autolora.tuning.data import DROPOUT, SCALING, Data, normal_numbers
-from autolora.tuning.stopwatch import Measure
 
 _PASSES = 5
 _SLOW_NS = 3e6  # a step slower than this is timed twice at most, since its first call may warm it

@@ -1,7 +1,7 @@
-"""Timing that holds on a noisy machine: interleaved rounds, paired differences, robust statistics.
+"""A race: the fastest of several functions, on a machine that is never quiet.
 
-A *measure* is ``measure(run) -> nanoseconds``: it runs a function once and says how long it took.
-It is an argument everywhere, so that tests race without a real clock.
+Interleaved rounds in an order drawn anew, robust comparisons, an early end for what is beaten, and
+a confirmation with fresh times.
 """
 
 from __future__ import annotations
@@ -10,18 +10,29 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
-import torch
+from autolora.tuning.clock import Measure, Run
+from autolora.tuning.statistics import compare, typical, unrest
 
-Run = Callable[[], object]
-Measure = Callable[[Run], float]
 Samples = dict[str, list[float]]  # per candidate, one time in nanoseconds per round it took part in
 
 EVEN = 0.01  # two candidates closer than this are taken as equal
-_HOPELESS = 1.25  # beaten by this much after one round, a candidate is not tried again
-_ENOUGH = 3  # rounds of confirmation, where there is time for them
-_CLOSE = 1.05  # the second is not confirmed when it is slower than the first by this much
+SURE = 0.02  # no more than so much may be lost by a choice, or the machine was too noisy for it
+
+_FEW = 8  # rounds below which only ranges are compared, no estimates
+# By how much the ranges of two candidates must be apart, beyond what the machine's unrest explains,
+# for the slower to drop out after so many rounds.
+_APART = {1: 8.0, 2: 1.5, 3: 1.2, 4: 1.05, 5: 1.03, 6: 1.02, 7: 1.02}
+_BEATEN = 4  # standard errors
+_LOST = 3.5  # standard errors by which a winner must beat the baseline
+_WORTH = 0.005  # and beyond them by this share
+_SEPARATE = 2  # standard errors
+_LEAST_OF_A_POOL = 3
+_FINALISTS = 4
+_CLOSE = 1.05  # one that wins a pool can win the race only if it is not slower than this
+_QUIET = 1.1  # unrest up to which a few rounds confirm a winner
+_RESTLESS = 20  # rounds of confirmation beyond that
+_PATIENCE = 3  # times the pace's seconds, for a race that has decided nothing by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +41,8 @@ class Pace:
 
     Args:
         rounds: at least and at most so many before the confirmation.
-        confirmation: likewise, of fresh data for the last few.
-        seconds: for each of the two, past which only the least number of rounds is run; twice as
-            long for a confirmation that has not decided anything yet.
+        confirmation: likewise, of fresh times for the last few.
+        seconds: for each of the two; thrice as long while nothing is decided.
     """
 
     rounds: tuple[int, int]
@@ -48,40 +58,15 @@ class Result:
         winner: the fastest, or the baseline where nothing beats it by more than the noise.
         samples: every time that was taken, in order.
         confirmed: the times of the confirmation, for those that took part.
+        noise: of the comparisons that decided, the largest relative standard error.
+        noisy: whether these were not sure to 2 % when time was up.
     """
 
     winner: str
     samples: Samples
     confirmed: Samples
-
-
-def cpu_measure(run: Run) -> float:
-    """Wall time of one call on the CPU."""
-    start = time.perf_counter_ns()
-    run()
-    return time.perf_counter_ns() - start
-
-
-def cuda_measure(device: torch.device) -> Measure:
-    """Time between two events around one call on a GPU, with its L2 cache flushed before."""
-    properties = torch.cuda.get_device_properties(device)
-    flush = torch.empty(2 * max(properties.L2_cache_size, 1 << 22), dtype=torch.int8, device=device)
-
-    def measure(run: Run) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        flush.zero_()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e6  # type: ignore[no-any-return]
-
-    return measure
-
-
-def measure_for(device: torch.device) -> Measure:
-    """The measure of a device."""
-    return cuda_measure(device) if device.type == "cuda" else cpu_measure
+    noise: float = 0.0
+    noisy: bool = False
 
 
 def race(
@@ -100,10 +85,10 @@ def race(
     """Finds the fastest of several functions.
 
     Every candidate runs once per round, in an order drawn anew, so that drift hits all alike. Those
-    clearly beaten are dropped. It ends when the first two are separated or within 1 %, or when the
-    pace says so. Then the first two run again, beside the baseline and what is observed; only those
-    fresh times decide which is first, and it must beat the baseline over all rounds by more than
-    the standard error, or the baseline wins.
+    clearly beaten are dropped. It ends when the first is separated from the others or within 1 % of
+    them, or when the pace says so. Then those that may be first run again, beside the baseline and
+    what is observed; only these fresh times decide which is first, and it must beat the baseline
+    over all rounds by three standard errors and half a percent, or the baseline wins.
 
     Args:
         runs: the candidates by name, and what is observed.
@@ -121,81 +106,100 @@ def race(
     """
     between()
     runs[baseline]()  # warms the allocator and the threads
+
+    def time_each(names: Sequence[str], into: Samples) -> None:
+        for name in rng.sample(names, len(names)):
+            between()
+            into[name].append(measure(runs[name]))
+
     samples: Samples = {name: [] for name in runs}
     running = [name for name in runs if name not in observed]
     groups = [group for pool in pools if (group := _still(pool, running))]
-    least = max(pace.rounds[0], _ENOUGH) if groups else pace.rounds[0]
-    end = clock() + pace.seconds
+    least = max(pace.rounds[0], _LEAST_OF_A_POOL if groups else 0)
+    start = clock()
     for number in range(1, pace.rounds[1] + 1):
-        _round(running, runs, measure, between, rng, samples)
-        leader = fastest(samples, running)
+        time_each(running, samples)
+        if not _is_stop(number):
+            continue
         stay = _unbeaten(running, samples, number)
         for group in groups:
             still = _still(group, running)
-            stay.update(still if number < _ENOUGH else _unbeaten(still, samples, number))
+            stay.update(still if number < least else _unbeaten(still, samples, number))
         running = [name for name in running if name in stay]
-        if number >= least and (clock() >= end or _settled(samples, running, leader)):
+        if number < least:
+            continue
+        spent = (clock() - start) / pace.seconds
+        late = spent >= 1 and number >= _FEW
+        if late or spent >= _PATIENCE or _settled(running, samples, number):
             break
-    running.sort(key=lambda name: median(samples[name]))
-    first = median(samples[running[0]])
-    close = [name for name in running[:2] if median(samples[name]) <= _CLOSE * first]
+    first = fastest(samples, running)
+    close = sorted(
+        (name for name in running if _may_be_first(name, first, samples)),
+        key=lambda name: typical(samples[name]),
+    )
     wanted = [fastest(samples, _still(group, running)) for group in groups]
-    close += [name for name in wanted if median(samples[name]) <= _CLOSE * first]
-    able = list(dict.fromkeys([*close, baseline, *kept]))  # to win
+    near = _CLOSE * typical(samples[first])
+    able = [first, *close[:_FINALISTS], *(n for n in wanted if typical(samples[n]) <= near)]
+    able = [n for n in dict.fromkeys([*able, baseline, *kept]) if n not in observed]
     finalists = list(dict.fromkeys([*able, *wanted, *observed]))
     confirmed: Samples = {name: [] for name in finalists}
-    end = clock() + pace.seconds
-    for number in range(1, pace.confirmation[1] + 1):
-        _round(finalists, runs, measure, between, rng, confirmed)
-        winner = fastest(confirmed, [name for name in able if name not in observed])
-        ratio, noise = paired(*_both(samples, confirmed, winner, baseline))
-        decided = winner == baseline or abs(ratio - 1) > 2 * noise
-        limit = end if decided else end + pace.seconds
-        if number >= pace.confirmation[0] and (clock() >= limit or (decided and number >= _ENOUGH)):
+    start, most = clock(), pace.confirmation[1]
+    for number in range(1, most + 1):
+        time_each(finalists, confirmed)
+        if number < pace.confirmation[0] or not (_is_stop(number) or number == most):
+            continue
+        verdict = _judged(able, baseline, samples, confirmed)
+        calm = unrest(samples[name] + confirmed[name] for name in able) <= _QUIET
+        if verdict.sure and number >= (1 if calm else _RESTLESS):
             break
-    if not ratio + noise < 1:
-        winner = baseline
+        if clock() - start >= _PATIENCE * pace.seconds:
+            break
     return Result(
-        winner, {name: samples[name] + confirmed.get(name, []) for name in runs}, confirmed
+        verdict.winner,
+        {name: samples[name] + confirmed.get(name, []) for name in runs},
+        confirmed,
+        verdict.noise,
+        noisy=not verdict.sure and verdict.noise > SURE / _SEPARATE,
     )
 
 
 def fastest(samples: Samples, names: Sequence[str]) -> str:
-    """The name with the least median."""
-    return min(names, key=lambda name: median(samples[name]))
+    """The name with the least typical time."""
+    return min(names, key=lambda name: typical(samples[name]))
 
 
-def spread(times: Sequence[float]) -> float:
-    """The interquartile range; the full range of fewer than four."""
-    ordered = sorted(times)
-    if len(ordered) < 4:
-        return ordered[-1] - ordered[0]
-    return _quantile(ordered, 0.75) - _quantile(ordered, 0.25)
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """Who wins, how noisy the comparisons were that say so, and whether they leave no doubt."""
+
+    winner: str
+    noise: float
+    sure: bool
 
 
-def paired(times: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """Median of the round-by-round ratios ``times / others``, and its standard error.
+def _judged(able: Sequence[str], baseline: str, samples: Samples, confirmed: Samples) -> _Verdict:
+    """The winner by the confirmation, if it beats the baseline over all rounds that both ran in."""
+    base = confirmed[baseline]
+    first = min(able, key=lambda name: compare(confirmed[name], base)[0])
+    shared = min(len(samples[first]), len(samples[baseline]))
+    whole = compare(samples[first][:shared] + confirmed[first], samples[baseline][:shared] + base)
+    ratio, noise = min(whole, compare(confirmed[first], base), key=lambda pair: pair[1])
+    rivals = [
+        compare(confirmed[name], confirmed[first]) for name in able if name not in (first, baseline)
+    ]
+    beaten = all(_separate(*rival) or _even(*rival, SURE) for rival in rivals)
+    wins = ratio + _LOST * noise < 1 - _WORTH
+    decided = wins or first == baseline or _even(ratio, noise, EVEN)
+    return _Verdict(
+        first if wins else baseline,
+        max([noise, *(error for _, error in rivals)]),
+        beaten and decided,
+    )
 
-    The standard error of a median is about 1.25 σ/√n; σ is taken from the interquartile range as
-    IQR / 1.35, so that spikes do not count.
-    """
-    ratios = [a / b for a, b in zip(times, others, strict=False)]
-    if len(ratios) < 2:
-        return ratios[0], 0.0
-    return median(ratios), 1.25 * spread(ratios) / 1.35 / len(ratios) ** 0.5
 
-
-def _round(
-    names: list[str],
-    runs: Mapping[str, Run],
-    measure: Measure,
-    between: Callable[[], None],
-    rng: random.Random,
-    into: Samples,
-) -> None:
-    for name in rng.sample(names, len(names)):
-        between()
-        into[name].append(measure(runs[name]))
+def _is_stop(rounds: int) -> bool:
+    """Whether to look at the times after so many rounds: after many, one more says little."""
+    return rounds % (1 + rounds // 16) == 0
 
 
 def _still(pool: Collection[str], running: Sequence[str]) -> list[str]:
@@ -203,44 +207,38 @@ def _still(pool: Collection[str], running: Sequence[str]) -> list[str]:
     return [name for name in running if name in pool]
 
 
-def _both(
-    samples: Samples, confirmed: Samples, first: str, second: str
-) -> tuple[list[float], list[float]]:
-    """All times of two candidates from the rounds that both took part in."""
-    shared = min(len(samples[first]), len(samples[second]))
-    return (
-        samples[first][:shared] + confirmed[first],
-        samples[second][:shared] + confirmed[second],
-    )
-
-
 def _unbeaten(names: Sequence[str], samples: Samples, rounds: int) -> set[str]:
     """The fastest of some candidates, and those that it does not beat."""
     leader = fastest(samples, names)
-    return {leader} | {n for n in names if not _beaten(samples[n], samples[leader], rounds)}
+    if rounds < _FEW:
+        most = _APART[rounds] * unrest(samples[name] for name in names) * min(samples[leader])
+        return {name for name in names if min(samples[name]) <= most}
+    stay = {leader}
+    for name in names:
+        ratio, noise = compare(samples[name], samples[leader])
+        if ratio - _BEATEN * noise <= 1 + EVEN:
+            stay.add(name)
+    return stay
 
 
-def _beaten(times: list[float], leader: list[float], rounds: int) -> bool:
-    ratio, noise = paired(times, leader)
-    if rounds < 3:
-        return ratio > _HOPELESS
-    return ratio - 2 * noise > 1 + EVEN
+def _settled(running: Sequence[str], samples: Samples, rounds: int) -> bool:
+    """Whether each of the others is slower than the first by more than noise, or surely even."""
+    leader = fastest(samples, running)
+    others = [name for name in running if name != leader]
+    if rounds < _FEW:
+        return not others
+    pairs = [compare(samples[name], samples[leader]) for name in others]
+    return all(_separate(*pair) or _even(*pair, EVEN) for pair in pairs)
 
 
-def _settled(samples: Samples, running: list[str], leader: str) -> bool:
-    """Whether each of the others is slower than the leader by more than noise, or surely even."""
-    for name in running:
-        if name != leader:
-            ratio, noise = paired(samples[name], samples[leader])
-            separated = ratio - 2 * noise >= 1
-            even = abs(ratio - 1) + 2 * noise <= EVEN
-            if not separated and not even:
-                return False
-    return True
+def _may_be_first(name: str, first: str, samples: Samples) -> bool:
+    ratio, noise = compare(samples[name], samples[first])
+    return ratio - noise <= 1 + EVEN
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def _separate(ratio: float, noise: float) -> bool:
+    return ratio - _SEPARATE * noise >= 1
+
+
+def _even(ratio: float, noise: float, share: float) -> bool:
+    return abs(ratio - 1) + _SEPARATE * noise <= share

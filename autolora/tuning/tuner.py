@@ -1,81 +1,48 @@
-"""Measuring problems: accuracy verdict, screen, race, confirmation, record."""
+"""Tuning: which problems are to be measured, in which order and how hard; each is published."""
 
 from __future__ import annotations
 
 import logging
-import os
-import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from autolora.cache.choice import lacks
 from autolora.cache.record import EFFORTS as RANKS
-from autolora.cache.record import Candidate, Record, Verdict
+from autolora.cache.record import Record
 from autolora.cache.store import TimingCache, search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.graphs.graph import Graph
-from autolora.graphs.space import reference_graph
-from autolora.objective import TIME, Objective, kinds_of
+from autolora.graphs.space import find_graph, reference_graph
+from autolora.objective import TIME, Objective
 from autolora.problem import Problem
-from autolora.tuning.accuracy import verdict
-from autolora.tuning.data import Data
-from autolora.tuning.device import device_for, plain_torch, settle_allocator, turn_on
-from autolora.tuning.effort import EFFORTS
-from autolora.tuning.entrants import enter, promising
-from autolora.tuning.screen import screen
-from autolora.tuning.stopwatch import Measure, Result, measure_for, race, spread
-from autolora.version import __version__
+from autolora.tuning.budget import Budget
+from autolora.tuning.clock import is_out_of_memory, released
+from autolora.tuning.device import device_for, flops_per_ns
+from autolora.tuning.effort import EFFORTS, ESTIMATE
+from autolora.tuning.estimate import estimate
+from autolora.tuning.ladder import Ladder
+from autolora.tuning.measurement import measure_problem
+from autolora.tuning.result import Progress, TuneResult
 
 logger = logging.getLogger("autolora")
 
-FLOOR = "floor"  # the layer without its adapter, timed beside the graphs
-
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a tuning run stands.
+class _Job:
+    """A problem to be measured, and how: see :func:`tune_problems`."""
 
-    Args:
-        done: problems finished.
-        total: problems to be measured.
-        problem: the one at hand.
-        seconds_left: estimate for the rest, None before the first is finished.
-        stage: ``"screen"``, ``"race"`` or ``"done"``.
-    """
-
-    done: int
-    total: int
     problem: Problem
-    seconds_left: float | None
-    stage: str
-
-
-@dataclass(slots=True)
-class TuneResult:
-    """What a tuning run did.
-
-    Args:
-        path: the cache file written.
-        records: measured now.
-        skipped: already in the cache.
-        unfinished: not measured, since the budget was spent or the run was interrupted.
-        failed: could not be measured, each with the reason.
-        interrupted: by Ctrl-C.
-    """
-
-    path: Path
-    records: list[Record] = field(default_factory=list)
-    skipped: list[Record] = field(default_factory=list)
-    unfinished: list[Problem] = field(default_factory=list)
-    failed: list[tuple[Problem, str]] = field(default_factory=list)
-    interrupted: bool = False
+    place: torch.device
+    environment: Environment
+    effort: str
+    objectives: tuple[Objective, ...]
+    known: Record | None
+    also: frozenset[str]
 
 
 def tune_problems(
@@ -89,192 +56,215 @@ def tune_problems(
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
     objective: Objective | Sequence[Objective] = TIME,
+    weights: Mapping[Problem, int] | None = None,
+    between: bool = False,
 ) -> TuneResult:
     """Measures problems and publishes each record as soon as it is there.
 
     Args:
-        problems: to be measured; those that the cache file holds already are skipped.
-        effort: key of :data:`EFFORTS`.
-        budget: seconds for the whole run; problems not begun by then are left unfinished.
+        problems: to be measured; those that the cache file holds already are skipped. One that it
+            holds of lower effort, or not for these objectives, is measured again, but for those of
+            its graphs that were clearly beaten.
+        effort: key of :data:`EFFORTS`, or ``"estimate"``: nothing is timed and nothing written.
+        budget: seconds for the whole run, shared by what may be gained, see
+            :class:`~autolora.tuning.budget.Budget`; problems not begun by then are left unfinished.
         cache: the file to write, the first of the search path unless given.
-        force: measure also what the file holds.
+        force: measure also what the file holds, and all of it.
         device: on which; that of each problem's type unless given.
         on_progress: told whenever a problem enters a stage.
         seed: of the data and of the order of the race.
         objective: what the graphs are chosen for, one or several. A problem that is in the cache
-            file, but not for these, is measured anew, for those of the known record too and with
-            its effort if that is higher, so that the new record serves whatever the old one did.
+            file, but not for these, is measured for those of the known record too and with its
+            effort if that is higher, so that the new record serves whatever the old one did.
+        weights: how many layers pose each problem, for sharing the budget; one unless given.
+        between: measure also between two token counts of a problem where the winner changes.
 
     Raises:
         AutoloraError: unknown effort, a budget that is none, no such device, unwritable cache.
     """
-    if effort not in EFFORTS:
-        raise AutoloraError(f"effort must be one of {', '.join(EFFORTS)}, not {effort!r}")
-    if budget is not None and not budget > 0:
+    if effort not in (ESTIMATE, *EFFORTS):
+        allowed = ", ".join((ESTIMATE, *EFFORTS))
+        raise AutoloraError(f"effort must be one of {allowed}, not {effort!r}")
+    if budget is not None and not 0 < budget < float("inf"):
         raise AutoloraError(f"budget must be a positive number of seconds, not {budget!r}")
     path = Path(cache) if cache is not None else search_path()[0]
+    asked = (objective,) if isinstance(objective, Objective) else tuple(objective)
+    distinct = list(dict.fromkeys(problems))
+    if effort == ESTIMATE:
+        return TuneResult(path, estimates=[estimate(p, asked[0]) for p in distinct])
+    places = {problem: device_for(problem, device) for problem in distinct}
     store = TimingCache.load(path)
     store.save()  # an unwritable file is found out before anything is measured, not after
-    result = TuneResult(path)
-    asked = (objective,) if isinstance(objective, Objective) else tuple(objective)
-    todo: list[tuple[Problem, torch.device, Environment, str, tuple[Objective, ...]]] = []
-    for problem in dict.fromkeys(problems):
-        place = device_for(problem, device)
+    run = _Run(store, effort, asked, force, seed, weights or {}, budget, on_progress)
+    for problem in distinct:
+        run.add(problem, places[problem])
+    run.go()
+    if between:
+        run.refine(places)
+    return run.result
+
+
+class _Run:
+    """A tuning run: what is to be done, and what was."""
+
+    def __init__(
+        self,
+        store: TimingCache,
+        effort: str,
+        asked: tuple[Objective, ...],
+        force: bool,
+        seed: int,
+        weights: Mapping[Problem, int],
+        budget: float | None,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.store, self.effort, self.asked = store, effort, asked
+        self.force, self.seed, self.weights = force, seed, weights
+        self.budget = None if budget is None else Budget(budget)
+        self.on_progress = on_progress
+        assert store.path is not None
+        self.result = TuneResult(store.path)
+        self.jobs: list[_Job] = []
+        self.start = time.monotonic()
+        self.spent = 0.0  # of the costs of what is done
+
+    def add(
+        self, problem: Problem, place: torch.device, also: frozenset[str] = frozenset()
+    ) -> None:
+        """Puts a problem on the list, unless the cache holds it already."""
         environment = Environment.of(place)
-        known = store.find(problem, environment)
-        hard, wanted = effort, asked
-        if known is not None:
-            lacking = any(lacks(known, each) for each in asked)
-            enough = RANKS.index(known.effort) >= RANKS.index(effort)
-            if enough and not lacking and not force:
-                result.skipped.append(known)
-                continue
-            hard = known.effort if enough and lacking else effort
-            wanted += tuple(map(Objective, known.objectives))
-        todo.append((problem, place, environment, hard, wanted))
-    start = time.monotonic()
-    cost = sum(_cost(problem) for problem, *_ in todo)
-    spent = 0.0
-    for number, (problem, place, environment, hard, wanted) in enumerate(todo):
-        elapsed = time.monotonic() - start
-        if budget is not None and elapsed >= budget:
-            result.unfinished += [p for p, *_ in todo[number:]]
-            break
+        known = None if self.force else self.store.find(problem, environment)
+        old = self.store.find(problem, environment)
+        hard, wanted = self.effort, self.asked
+        if old is not None:
+            lacking = any(lacks(old, each) for each in self.asked)
+            enough = RANKS.index(old.effort) >= RANKS.index(self.effort)
+            if enough and not lacking and not self.force:
+                self.result.skipped.append(old)
+                return
+            hard = old.effort if enough and lacking else self.effort
+            wanted += tuple(map(Objective, old.objectives))
+        self.jobs.append(_Job(problem, place, environment, hard, wanted, known, also))
 
-        left = elapsed * (cost - spent) / spent if spent else None
+    def go(self) -> None:
+        """Measures what is on the list, with a budget what promises most first."""
+        if self.budget is not None:
+            self.jobs.sort(key=self._gain, reverse=True)
+        while self.jobs and not self.result.interrupted:
+            job = self.jobs[0]
+            if self.budget is not None:
+                gains = [self._gain(each) for each in self.jobs]
+                step = _step_ns(job.problem, job.place)
+                effort = self.budget.effort(gains, step, job.effort)
+                if effort is None:
+                    self.result.unfinished.append(self.jobs.pop(0).problem)
+                    continue
+                job = replace(job, effort=effort)
+            self._measure(job)
+        self.result.unfinished += [job.problem for job in self.jobs]
+        self.jobs.clear()
 
-        def tell(
-            stage: str, done: int = number, problem: Problem = problem, left: float | None = left
-        ) -> None:
-            if on_progress is not None:
-                on_progress(Progress(done, len(todo), problem, left, stage))
+    def refine(self, places: Mapping[Problem, torch.device]) -> None:
+        """Adds token counts where the winner changes, until little can be lost between them."""
+        families: dict[Problem, tuple[list[int], torch.device]] = {}
+        for problem, place in places.items():
+            families.setdefault(problem.at(1), ([], place))[0].append(problem.tokens)
+        ladders = {family: Ladder(_is_valid) for family in families}
+        while not self.result.interrupted and not self.result.unfinished:
+            for family, (counts, place) in families.items():
+                records = self._known(family, counts, place)
+                for tokens in ladders[family].more(records):
+                    counts.append(tokens)
+                    also = frozenset(ladders[family].expected(tokens, records))
+                    self.add(family.at(tokens), place, also)
+            if not self.jobs:
+                break
+            self.go()
 
+    def _known(
+        self, family: Problem, counts: Sequence[int], place: torch.device
+    ) -> dict[int, Record]:
+        environment = Environment.of(place)
+        found = {count: self.store.find(family.at(count), environment) for count in counts}
+        return {count: record for count, record in found.items() if record is not None}
+
+    def _measure(self, job: _Job) -> None:
+        """The first job of the list, and its record into the file."""
+        result, problem = self.result, job.problem
+        done = len(result.records) + len(result.failed)
+        total = done + len(self.jobs)
+
+        def tell(stage: str, done: int = done) -> None:
+            if self.on_progress is not None:
+                left = self._seconds_left()
+                self.on_progress(Progress(done, total, problem, left, stage))
+
+        full = False
         try:
             record = measure_problem(
                 problem,
-                place,
-                environment,
-                effort=hard,
-                seed=seed,
+                job.place,
+                job.environment,
+                effort=job.effort,
+                seed=self.seed,
                 on_stage=tell,
-                objective=wanted,
+                objective=job.objectives,
+                known=job.known,
+                also=job.also | self._neighbours(job),
             )
-            store.publish(record)
+            self.store.publish(record)
         except KeyboardInterrupt:
             result.interrupted = True
-            result.unfinished += [p for p, *_ in todo[number:]]
-            break
+            return
         except AutoloraError as error:
             logger.warning("autolora: %s was not measured: %s", problem, error)
             result.failed.append((problem, str(error)))
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            logger.warning("autolora: %s does not fit the memory of %s", problem, place)
+            logger.warning("autolora: %s does not fit the memory of %s", problem, job.place)
             result.failed.append((problem, "out of memory"))
+            full = True
         else:
             result.records.append(record)
-        spent += _cost(problem)
-        tell("done", number + 1)
-    return result
+            if self.budget is not None:
+                step = _step_ns(problem, job.place)
+                self.budget.learn(job.effort, step, record.seconds)
+        if full:  # and the error, which held the tensors, is gone
+            released(job.place)
+        self.jobs.pop(0)
+        self.spent += _cost(problem)
+        tell("done", done + 1)
+
+    def _gain(self, job: _Job) -> float:
+        return self.weights.get(job.problem, 1) * _step_ns(job.problem, job.place)
+
+    def _neighbours(self, job: _Job) -> frozenset[str]:
+        """The winners at the token counts next to a job's, so that what they are can be compared.
+
+        Look-up interpolates between the times of graphs that two records have in common.
+        """
+        counts = self.store.token_counts(job.problem).get(job.environment, [])
+        place = bisect_left(counts, job.problem.tokens)
+        near = [c for c in counts[max(place - 1, 0) : place + 2] if c != job.problem.tokens]
+        records = (self.store.find(job.problem.at(count), job.environment) for count in near)
+        return frozenset(record.winner for record in records if record is not None)
+
+    def _seconds_left(self) -> float | None:
+        elapsed = time.monotonic() - self.start
+        left = sum(_cost(job.problem) for job in self.jobs)
+        return elapsed * left / self.spent if self.spent else None
 
 
-def measure_problem(
-    problem: Problem,
-    device: torch.device,
-    environment: Environment,
-    *,
-    effort: str = "normal",
-    seed: int = 0,
-    measure: Measure | None = None,
-    on_stage: Callable[[str], None] = lambda stage: None,
-    objective: Objective | Sequence[Objective] = TIME,
-) -> Record:
-    """One problem: screen, verdicts, race; the record with all its evidence.
-
-    The winner is the fastest, whatever the objective; that adds to the candidates.
-    """
-    start = time.monotonic()
-    objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
-    plan = EFFORTS[effort]
-    rng = random.Random(seed)
-    measure = measure or measure_for(device)
-    with turn_on(device), plain_torch(device):
-        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-        settle_allocator(device)
-        data = Data.random(problem, device, seed=seed)
-        on_stage("screen")
-        predictions = screen(promising(problem, objectives), data, measure, rng)
-        fits = plan.affords(predictions[0].nanoseconds if predictions else 0)
-        found = enter(
-            problem,
-            predictions,
-            lambda graph: verdict(graph, problem, device),
-            objectives,
-            most=fits,
-            within=plan.within,
-        )
-        racing = {graph.name: graph for graph in found.racing}
-        barred = {name for name, graph in racing.items() if not found.verdicts[graph].ok}
-        on_stage("race")
-        result = race(
-            {name: data.step(graph) for name, graph in racing.items()} | {FLOOR: data.floor()},
-            measure,
-            plan.pace,
-            rng,
-            baseline=found.reference.name,
-            kept={found.by_flops.name},
-            observed={FLOOR, *barred},
-            pools=found.pools,
-            between=data.clear,
-        )
-    return Record(
-        problem=problem,
-        environment=environment,
-        effort=effort,
-        objectives=kinds_of(objectives),
-        winner=result.winner,
-        reference=found.reference.name,
-        flops_choice=found.by_flops.name,
-        candidates=_candidates(problem, found.verdicts, result),
-        floor_ns=_median(result, FLOOR),
-        measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        seconds=round(time.monotonic() - start, 3),
-        conditions={"load_1min": load, "processors": os.cpu_count()},
-        autolora=__version__,
-    )
+def _is_valid(name: str, problem: Problem) -> bool:
+    return find_graph(name, problem) is not None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """The CPU's allocator raises a plain RuntimeError."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error)
+def _step_ns(problem: Problem, place: torch.device) -> float:
+    """What a step along the reference graph takes about."""
+    return reference_graph(problem).flops(problem) / flops_per_ns(place, problem.dtype)
 
 
 def _cost(problem: Problem) -> float:
     """Grows with the time that a problem takes to measure."""
     return 1e9 + reference_graph(problem).flops(problem)
-
-
-def _candidates(
-    problem: Problem, verdicts: dict[Graph, Verdict], result: Result
-) -> tuple[Candidate, ...]:
-    found = []
-    for graph, judged in verdicts.items():
-        times = result.samples.get(graph.name)
-        found.append(
-            Candidate(
-                graph=graph.name,
-                median_ns=_median(result, graph.name),
-                spread_ns=round(spread(times)) if times else None,
-                rounds=len(times or ()),
-                saved_bytes=graph.saved_bytes(problem),
-                verdict=judged,
-            )
-        )
-    return tuple(sorted(found, key=lambda candidate: candidate.graph))
-
-
-def _median(result: Result, name: str) -> int | None:
-    times = result.samples.get(name)
-    return round(median(times)) if times else None

@@ -1,0 +1,57 @@
+"""What a tuning run tells: where it stands, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autolora.cache.record import Record
+from autolora.problem import Problem
+from autolora.tuning.estimate import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a tuning run stands.
+
+    Args:
+        done: problems finished.
+        total: problems to be measured, as far as known.
+        problem: the one at hand.
+        seconds_left: estimate for the rest, None before the first is finished.
+        stage: ``"screen"``, ``"race"`` or ``"done"``.
+    """
+
+    done: int
+    total: int
+    problem: Problem
+    seconds_left: float | None
+    stage: str
+
+
+@dataclass(slots=True)
+class TuneResult:
+    """What a tuning run did.
+
+    Args:
+        path: the cache file written.
+        records: measured now.
+        skipped: already in the cache.
+        unfinished: not measured, since the budget was spent or the run was interrupted.
+        failed: could not be measured, each with the reason.
+        interrupted: by Ctrl-C.
+        estimates: what would run unmeasured, for the effort ``"estimate"``, which writes nothing.
+    """
+
+    path: Path
+    records: list[Record] = field(default_factory=list)
+    skipped: list[Record] = field(default_factory=list)
+    unfinished: list[Problem] = field(default_factory=list)
+    failed: list[tuple[Problem, str]] = field(default_factory=list)
+    interrupted: bool = False
+    estimates: list[Estimate] = field(default_factory=list)
+
+    @property
+    def noisy(self) -> list[Record]:
+        """Those measured now while the machine was too noisy to be sure of the winner."""
+        return [record for record in self.records if record.conditions.get("noisy")]

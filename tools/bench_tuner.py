@@ -1,0 +1,314 @@
+"""How good the tuner's choices are, and what they cost, against timing every valid graph.
+
+    OMP_WAIT_POLICY=passive python tools/bench_tuner.py [--problems 0 5] [--json FILE]
+    OMP_WAIT_POLICY=passive python tools/bench_tuner.py --tokens 128:1024 --counts 40
+
+The first form tunes twelve problems in five ways: every valid graph timed at length; the tuner; the
+tuner beside a process that keeps a processor busy; the least FLOPs, which is the paper's criterion;
+and forward, then backward with a fixed time per graph, the paper's time criterion. The choices are
+then timed again together, in turn. *Regret* is the time of a choice over that of the first way's.
+
+The second form tunes a range of token counts, and asks at counts that were not tuned how far the
+interpolated choice is from the best of all graphs there.
+
+*Every valid graph* is each composition with BLAS alone, with oneDNN wherever it can be, and with
+the library for each product that is faster in isolation; then, for the best few compositions, with
+every choice of libraries. One that is beaten by half in two rounds is not timed further.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import random
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, combinations
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from autolora import Problem, TimingCache
+from autolora.cache.lookup import Lookup
+from autolora.environment import Environment
+from autolora.graphs.graph import REFERENCE
+from autolora.graphs.space import (
+    find_graph,
+    flops_graph,
+    onednn_products,
+    reference_graph,
+    valid_graphs,
+    written_costs,
+)
+from autolora.tuning.accuracy import verdict
+from autolora.tuning.clock import cpu_measure
+from autolora.tuning.data import Data
+from autolora.tuning.device import plain_torch, settle_allocator
+from autolora.tuning.measurement import measure_problem
+from autolora.tuning.screen import screen
+from autolora.tuning.statistics import compare, typical
+from autolora.tuning.tokens import Tokens
+from autolora.tuning.tuner import tune_problems
+
+CPU = torch.device("cpu")
+BF16, F32 = "bfloat16", "float32"
+PROBLEMS = [
+    Problem(512, 512, 512, 8, F32, "cpu"),
+    Problem(512, 1376, 256, 16, F32, "cpu"),
+    Problem(1376, 512, 256, 8, F32, "cpu"),
+    Problem(768, 768, 256, 64, F32, "cpu", bias=True),
+    Problem(512, 512, 512, 8, F32, "cpu", gradients=("A", "B")),
+    Problem(768, 2304, 128, 8, F32, "cpu", layout="conv1d", bias=True),
+    Problem(512, 512, 256, 16, F32, "cpu", dropout=True),
+    Problem(512, 512, 1024, 8, BF16, "cpu"),
+    Problem(768, 2048, 512, 16, BF16, "cpu"),
+    Problem(768, 768, 512, 128, BF16, "cpu", bias=True),
+    Problem(1024, 1024, 512, 16, BF16, "cpu", adapter_dtype=F32, compute_dtype=BF16),
+    Problem(768, 768, 512, 8, BF16, "cpu", adapter_dtype=F32),
+]
+RANGED = [
+    Problem(512, 512, 1, 8, F32, "cpu"),
+    Problem(512, 1024, 1, 32, F32, "cpu"),
+    Problem(512, 512, 1, 16, BF16, "cpu"),
+    Problem(512, 768, 1, 64, BF16, "cpu", adapter_dtype=F32, compute_dtype=BF16),
+]
+TIMES = 16  # that each composition is timed, its libraries together
+BEST = 32  # graphs that are timed at length in the end
+HOPELESS = 1.5
+
+
+def main() -> None:
+    """Runs one of the two forms."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", nargs="*", type=int, default=range(len(PROBLEMS)))
+    parser.add_argument("--effort", default="normal", help="of the tuner")
+    parser.add_argument("--paper-seconds", type=float, default=6.0, help="per graph, in its way")
+    parser.add_argument("--tokens", help="LOW:HIGH: show interpolated choices instead")
+    parser.add_argument("--counts", type=int, default=40, help="of unseen token counts")
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    settle_allocator(CPU)
+    with plain_torch(CPU):
+        if options.tokens:
+            rows = unseen_counts(Tokens.of(options.tokens), options.counts, options.effort)
+        else:
+            rows = [
+                regrets(PROBLEMS[number], options.effort, options.paper_seconds)
+                for number in options.problems
+            ]
+            summarise(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def regrets(problem, effort, paper_seconds):
+    """The five choices for a problem, timed together; prints and gives a row."""
+    environment = Environment.of(CPU)
+    chosen, seconds = {}, {}
+
+    def timed(name, choose):
+        start = time.perf_counter()
+        chosen[name] = choose()
+        seconds[name] = time.perf_counter() - start
+
+    timed("exhaustive", lambda: exhaustive(problem, TIMES))
+    timed("tuner", lambda: measure_problem(problem, CPU, environment, effort=effort))
+    with a_busy_neighbour():
+        timed("busy", lambda: measure_problem(problem, CPU, environment, effort=effort))
+    timed("flops", lambda: flops_graph(problem))
+    timed("paper", lambda: by_time_of_each_pass(problem, paper_seconds))
+    noisy = chosen["busy"].conditions["noisy"]
+    graphs = {
+        name: find_graph(c.winner, problem) if name in ("tuner", "busy") else c
+        for name, c in chosen.items()
+    }
+    times = timed_together(Data.random(problem, CPU), {**graphs, "PEFT": reference_graph(problem)})
+    ratios = {name: compare(times[name], times["exhaustive"]) for name in times}
+    row = {
+        "problem": str(problem),
+        "graphs": {name: graph.name for name, graph in graphs.items()},
+        "seconds": seconds,
+        "regret": {name: ratio for name, (ratio, _) in ratios.items()},
+        "noise": {name: noise for name, (_, noise) in ratios.items()},
+        "noisy": noisy,
+    }
+    print(f"{problem}: every valid graph took {seconds['exhaustive']:.0f} s", flush=True)
+    for name in ("tuner", "busy", "flops", "paper", "PEFT"):
+        cost = f"{seconds[name]:8.2f} s" if name in seconds else " " * 10
+        told = "  said to be too noisy" if name == "busy" and noisy else ""
+        ratio, noise = ratios[name]
+        print(f"  {name:<6} regret {ratio:.3f} ± {noise:.3f} {cost}{told}", flush=True)
+    return row
+
+
+def summarise(rows):
+    """Prints the median and the worst regret of each way, and what it cost."""
+    print(f"\n{'':<8}{'median':>8}{'worst':>8}{'time':>12}{'of all graphs':>15}")
+    for name in ("tuner", "busy", "flops", "paper", "PEFT"):
+        found = [row["regret"][name] for row in rows]
+        line = f"{name:<8}{median(found):>8.3f}{max(found):>8.3f}"
+        if name in rows[0]["seconds"] and name != "flops":
+            cost = [row["seconds"][name] for row in rows]
+            less = [row["seconds"]["exhaustive"] / row["seconds"][name] for row in rows]
+            line += (
+                f"{median(cost):>10.2f} s{f'1/{median(less):.0f}':>15}, at least 1/{min(less):.0f}"
+            )
+        print(line)
+    quiet = [row["regret"]["busy"] for row in rows if not row["noisy"]]
+    said = sum(row["noisy"] for row in rows)
+    worst = f", worst of the others {max(quiet):.3f}" if quiet else ""
+    print(f"beside a busy neighbour {said} of {len(rows)} were said to be too noisy{worst}")
+
+
+def exhaustive(problem, times):
+    """The fastest accurate graph of all."""
+    data = Data.random(problem, CPU)
+    rng = random.Random(0)
+    graphs = [g for g in valid_graphs(problem).values() if g.forward != REFERENCE]
+    everywhere = [replace(g, onednn=onednn_products(g, problem)) for g in graphs]
+    isolated = [p.graph for p in screen(graphs, data, cpu_measure, rng)]
+    entered = list(dict.fromkeys([*graphs, *everywhere, *isolated]))
+    rounds = max(2, times * len(graphs) // len(entered))
+    steps = {graph: data.step(graph) for graph in entered}
+    taken = {graph: [] for graph in entered}
+    running = entered
+    for number in range(rounds):
+        for graph in rng.sample(running, len(running)):
+            data.clear()
+            taken[graph].append(cpu_measure(steps[graph]))
+        if number == 1:
+            best = min(min(each) for each in taken.values())
+            running = [g for g in running if min(taken[g]) <= HOPELESS * best]
+    running.sort(key=lambda graph: typical(taken[graph]))
+    few = list(dict.fromkeys(replace(g, onednn=frozenset()) for g in running[:BEST]))[:8]
+    some = [
+        replace(g, onednn=frozenset(chosen))
+        for g in few
+        for chosen in subsets(onednn_products(g, problem))
+    ]
+    finalists = list(dict.fromkeys([*running[:BEST], *some]))
+    samples = timed_together(data, {g: g for g in finalists}, rounds=8)
+    finalists.sort(key=lambda graph: typical(samples[graph]))
+    ordered = timed_together(data, {g: g for g in finalists[:BEST]}, rounds=3 * times)
+    for graph in sorted(ordered, key=lambda graph: typical(ordered[graph])):
+        if verdict(graph, problem, CPU).ok:
+            return graph
+    return reference_graph(problem)
+
+
+def by_time_of_each_pass(problem, seconds):
+    """The fastest forward route, then the fastest backward of those that fit it."""
+    data = Data.random(problem, CPU)
+    graphs = [c.graph for c in written_costs(problem) if verdict(c.graph, problem, CPU).ok]
+    forwards = {graph.forward: graph for graph in graphs}
+    best = min(forwards, key=lambda name: forward_time(data, forwards[name], seconds))
+    fitting = {(g.dx, g.da, g.db): g for g in graphs if g.forward == best and "V" not in g.saves}
+    return min(fitting.values(), key=lambda graph: backward_time(data, graph, seconds))
+
+
+def forward_time(data, graph, seconds):
+    """The median time of forward passes."""
+    forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        times.append(cpu_measure(forward))
+    return median(times)
+
+
+def backward_time(data, graph, seconds):
+    """The median time of backward passes."""
+    forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        data.clear()
+        Y = forward()
+        times.append(cpu_measure(lambda Y=Y: Y.backward(data.G)))
+    return median(times)
+
+
+def timed_together(data, graphs, rounds=60):
+    """Times of each graph, in rounds, by its name in the mapping."""
+    steps = {name: data.step(graph) for name, graph in graphs.items()}
+    times = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in random.sample(list(steps), len(steps)):
+            data.clear()
+            spent = cpu_measure(steps[name])
+            if number:
+                times[name].append(spent)
+    return times
+
+
+def subsets(names):
+    """All of them."""
+    return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
+
+
+def unseen_counts(tokens, counts, effort):
+    """Tunes a range, and compares the interpolated choice to the best at counts between."""
+    rng = random.Random(0)
+    environment = Environment.of(CPU)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "timings.v1.json"
+        problems = [family.at(count) for family in RANGED for count in tokens.counts]
+        start = time.perf_counter()
+        tune_problems(problems, cache=path, effort=effort, between=tokens.ranged)
+        spent = time.perf_counter() - start
+        cache = TimingCache.load(path)
+        known = {family: cache.token_counts(family)[environment] for family in RANGED}
+        for family, measured in known.items():
+            print(f"{family.at(tokens.counts[0])} …: tuned at {measured}")
+        print(f"tuned in {spent:.0f} s", flush=True)
+        lookup = Lookup.of(cache)
+        while len(rows) < counts:
+            family = RANGED[len(rows) % len(RANGED)]
+            low, high = tokens.counts[0], tokens.counts[-1]
+            count = round(low * (high / low) ** rng.random())
+            if count in known[family]:
+                continue
+            problem = family.at(count)
+            valid = lambda name, problem=problem: find_graph(name, problem) is not None  # noqa: E731
+            answer = lookup.find(problem, environment, valid)
+            best = exhaustive(problem, 6)
+            graphs = {"interpolated": find_graph(answer.graph, problem), "best": best}
+            times = timed_together(Data.random(problem, CPU), graphs)
+            ratio, noise = compare(times["interpolated"], times["best"])
+            rows.append({"problem": str(problem), "reason": answer.reason, "regret": ratio})
+            print(f"  {problem}: {answer.reason} {ratio:.3f} ± {noise:.3f}", flush=True)
+    regrets = sorted(row["regret"] for row in rows)
+    within = sum(regret <= 1.03 for regret in regrets)
+    print(
+        f"within 3 % of the best of all graphs at {within} of {len(regrets)} counts "
+        f"({within / len(regrets):.0%}); median {median(regrets):.3f}, worst {regrets[-1]:.3f}"
+    )
+    return rows
+
+
+@contextmanager
+def a_busy_neighbour():
+    """A process that keeps one processor busy with products of matrices."""
+    process = multiprocessing.get_context("spawn").Process(target=busy, daemon=True)
+    process.start()
+    time.sleep(3)  # until it has imported torch
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def busy():
+    """Never ends."""
+    torch.set_num_threads(1)
+    one = torch.randn(512, 512)
+    while True:
+        one @ one
+
+
+if __name__ == "__main__":
+    main()
