@@ -1,0 +1,271 @@
+"""Checking a cache: do the winners of its records still win on this machine?
+
+A winner is raced again beside the reference graph and those that came closest to it. A record whose
+winner has fallen behind can be measured anew and replaced.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+import torch
+
+from autolora.cache.record import Record
+from autolora.cache.store import TimingCache
+from autolora.cache.table import Key
+from autolora.environment import Environment
+from autolora.errors import AutoloraError
+from autolora.graphs.graph import Graph
+from autolora.graphs.space import find_graph, reference_graph
+from autolora.objective import Objective
+from autolora.tuning.clock import Measure, is_out_of_memory, measure_for, released
+from autolora.tuning.data import Data
+from autolora.tuning.device import plain_torch, settle_allocator, turn_on
+from autolora.tuning.effort import EFFORTS
+from autolora.tuning.measurement import measure_problem
+from autolora.tuning.result import Progress
+from autolora.tuning.statistics import compare
+from autolora.tuning.stopwatch import Pace, race
+
+TOLERANCE = 0.05  # a winner that is slower than another by more than this share has drifted
+
+# Rounds enough to confirm that the noise of a drift is known, however slow the graphs.
+PACE = replace(EFFORTS["normal"].pace, confirmation=(5, 15))
+
+_CLOSE = 1.10  # times the winner's time: none is raced again that was slower than this
+_MOST_RIVALS = 6
+
+T = TypeVar("T")
+Tell = Callable[[Progress], None]
+Stage = Callable[[str], None]  # is told which stage a record has entered
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How the winner of a record fares now.
+
+    Args:
+        record: as it stands in the cache.
+        winner: the graph that wins now; the record's own unless that is beaten by more than the
+            noise; None where the record's is no valid graph, so that nothing was raced.
+        drift: time of the record's winner over that of ``winner``, less 1; 0 where it still wins.
+        noise: standard error of the drift.
+    """
+
+    record: Record
+    winner: str | None
+    drift: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the record's winner is unusable, or surely slower by more than the tolerance."""
+        return self.winner is None or self.drift - self.noise > TOLERANCE
+
+
+@dataclass(slots=True)
+class Outcome(Generic[T]):
+    """What became of some records.
+
+    Args:
+        done: what was found for each, in order.
+        failed: those that could not be measured, each with the reason.
+        left: those not begun or not finished: the budget was spent, or the run was interrupted.
+        interrupted: by Ctrl-C.
+    """
+
+    done: list[T] = field(default_factory=list)
+    failed: list[tuple[Record, str]] = field(default_factory=list)
+    left: list[Record] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@dataclass(slots=True)
+class CheckResult(Outcome[Check]):
+    """What a check found.
+
+    Args:
+        elsewhere: records of other environments, which cannot be timed here.
+        undrawn: records of this environment that are not in the sample.
+    """
+
+    elsewhere: int = 0
+    undrawn: int = 0
+
+    @property
+    def drifted(self) -> list[Record]:
+        """The records whose winner has drifted or is unusable."""
+        return [check.record for check in self.done if check.drifted]
+
+
+def check_records(
+    records: Iterable[Record],
+    *,
+    device: torch.device,
+    most: int,
+    budget: float | None = None,
+    pace: Pace = PACE,
+    measure: Measure | None = None,
+    seed: int = 0,
+    on_progress: Tell = lambda progress: None,
+) -> CheckResult:
+    """Races the winners of a sample again, each against the closest of its rivals.
+
+    Args:
+        records: those of other environments than the device's are only counted.
+        device: on which.
+        most: records in the sample, see :func:`spread_sample`.
+        budget: seconds; records not begun by then are left.
+        pace: of each race.
+        measure: times one call; the device's own unless given.
+        seed: of the sample and of the order of the races.
+        on_progress: told whenever a record is begun or done.
+    """
+    environment = Environment.of(device)
+    known = list(records)
+    here = [record for record in known if record.environment == environment]
+    rng = random.Random(seed)
+    drawn = spread_sample(here, most, rng)
+    result = CheckResult(elsewhere=len(known) - len(here), undrawn=len(here) - len(drawn))
+    measure = measure or measure_for(device)
+
+    def check(record: Record, stage: Stage) -> Check:
+        stage("race")
+        return _check(record, device, measure, pace, rng)
+
+    _go_through(drawn, check, result, device, on_progress, budget)
+    return result
+
+
+def fix_records(
+    records: Sequence[Record],
+    cache: TimingCache,
+    *,
+    device: torch.device,
+    on_progress: Tell = lambda progress: None,
+) -> Outcome[Record]:
+    """Measures the problems of records anew, as hard as these were, and replaces the records.
+
+    Args:
+        records: of the device's environment.
+        cache: of the file that gets each new record as soon as it is there; see
+            :meth:`~autolora.cache.store.TimingCache.replace`.
+        device: on which.
+        on_progress: told whenever a problem enters a stage.
+    """
+    result: Outcome[Record] = Outcome()
+
+    def fix(record: Record, stage: Stage) -> Record:
+        new = measure_problem(
+            record.problem,
+            device,
+            record.environment,
+            effort=record.effort if record.effort in EFFORTS else "quick",  # more than an estimate
+            on_stage=stage,
+            objective=tuple(map(Objective, record.objectives)),
+        )
+        cache.replace(record, new)
+        return new
+
+    _go_through(records, fix, result, device, on_progress)
+    return result
+
+
+def spread_sample(records: Iterable[Record], most: int, rng: random.Random) -> list[Record]:
+    """At most so many records, of problems as different as may be, in an order drawn anew.
+
+    In the order of a cache file like stands beside like. That is cut into as many stretches as
+    records are wanted, and one is drawn from each.
+    """
+    ordered = sorted(records, key=lambda record: Key.of(record.problem, record.environment))
+    wanted = min(most, len(ordered))
+    edges = [len(ordered) * number // max(wanted, 1) for number in range(wanted + 1)]
+    drawn = [ordered[rng.randrange(start, end)] for start, end in pairwise(edges)]
+    return rng.sample(drawn, wanted)  # so that a spent budget does not spare the large problems
+
+
+def _check(
+    record: Record, device: torch.device, measure: Measure, pace: Pace, rng: random.Random
+) -> Check:
+    winner = record.winner
+    graphs = _racing(record)
+    if winner not in graphs:
+        return Check(record, None)
+    with turn_on(device), plain_torch(device):
+        settle_allocator(device)
+        data = Data.random(record.problem, device)
+        runs = {name: data.step(graph) for name, graph in graphs.items()}
+        for run in runs.values():  # the tuner's screen has warmed what it races; here nothing has
+            data.clear()
+            run()
+        # The baseline wins unless it is beaten by more than the noise.
+        result = race(runs, measure, pace, rng, baseline=winner, between=data.clear)
+    times = result.confirmed
+    ratio, noise = compare(times[winner], times[result.winner])
+    return Check(record, result.winner, ratio - 1, noise) if ratio > 1 else Check(record, winner)
+
+
+def _racing(record: Record) -> dict[str, Graph]:
+    """The graphs to race, by name: the winner, the reference, and the closest of the others.
+
+    Those that are no valid graphs any more are left out, the winner too.
+    """
+    close = sorted(
+        (candidate.median_ns, candidate.graph)
+        for candidate in record.candidates
+        if candidate.graph != record.winner
+        and candidate.median_ns is not None
+        and candidate.median_ns <= _CLOSE * record.median_ns
+        and (candidate.verdict is None or candidate.verdict.ok)
+    )
+    rivals = [name for _, name in close if find_graph(name, record.problem) is not None]
+    names = [record.winner, *rivals[:_MOST_RIVALS], reference_graph(record.problem).name]
+    found = {name: find_graph(name, record.problem) for name in names}
+    return {name: graph for name, graph in found.items() if graph is not None}
+
+
+def _go_through(
+    records: Sequence[Record],
+    work: Callable[[Record, Stage], T],
+    result: Outcome[T],
+    device: torch.device,
+    on_progress: Tell,
+    budget: float | None = None,
+) -> None:
+    """Does the work for each record; one that cannot be measured does not stop the others."""
+    start = time.monotonic()
+
+    def tell(record: Record, done: int, stage: str) -> None:
+        elapsed = time.monotonic() - start
+        left = elapsed * (len(records) - done) / done if done else None
+        on_progress(Progress(done, len(records), record.problem, left, stage))
+
+    for number, record in enumerate(records):
+        if budget is not None and time.monotonic() - start >= budget:
+            result.left += records[number:]
+            break
+        reason: str | None = None
+        try:
+            found = work(record, partial(tell, record, number))
+        except KeyboardInterrupt:
+            result.interrupted = True
+            result.left += records[number:]
+            break
+        except AutoloraError as error:
+            reason = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        if reason is None:
+            result.done.append(found)
+        else:
+            result.failed.append((record, reason))
+            released(device)
+        tell(record, number + 1, "done")
