@@ -22,7 +22,7 @@ def run(seconds, gains, *, step=STEP, slower=1.0, wanted="thorough"):
     budget = Budget(seconds, clock)
     efforts = []
     for number in range(len(gains)):
-        effort = budget.effort(gains[number:], step, wanted)
+        effort = budget.effort(gains[number] / sum(gains[number:]), step, wanted)
         efforts.append(effort)
         if effort is not None:
             spent = slower * EFFORTS[effort].expected(step)

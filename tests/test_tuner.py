@@ -418,9 +418,6 @@ def test_a_graph_that_does_not_fit_the_memory_is_rejected(monkeypatch, victim):
         }[victim]
         return original(self, graph) if fits else full
 
-    def full():
-        raise torch.OutOfMemoryError("too large")
-
     def judge(graph, *_):
         return full() if victim == "the verdict" and "merged" in graph.name else verdict(graph, *_)
 
@@ -476,6 +473,26 @@ def test_between_two_counts_more_are_measured_where_the_winner_changes(monkeypat
         assert answer.graph == (machine.few if tokens < 100 else machine.many)
         assert answer.reason == "interpolated"
     assert tune_problems(problems, cache=path, between=True).records == []
+
+
+def test_a_ladder_goes_on_where_it_was_left(monkeypatch, tmp_path):
+    """Counts that were added before are no end of it, and one that cannot be measured is none."""
+    machine, path = Crossing(monkeypatch), tmp_path / "cache.json"
+    problems = [SMALL.at(tokens) for tokens in (10, 1000)]
+    tune_problems([*problems, SMALL.at(100)], cache=path)
+    result = tune_problems(problems, cache=path, between=True)
+    assert (result.records, len(result.skipped)) == ([], 3)
+    original = machine.time
+    machine.time = lambda data, graph: (
+        full() if data.problem.tokens == 99 else original(data, graph)
+    )
+    monkeypatch.setattr(Data, "step", lambda data, graph: lambda: machine.time(data, graph))
+    result = tune_problems([SMALL.at(9), SMALL.at(1089)], cache=path, between=True)
+    assert result.failed == [(SMALL.at(99), "out of memory")]
+
+
+def full():
+    raise torch.OutOfMemoryError("too large")
 
 
 def test_a_record_holds_the_winners_of_its_neighbours(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -40,16 +40,16 @@ class Budget:
         """Seconds that are left."""
         return self.seconds - (self.clock() - self._start)
 
-    def effort(self, gains: Sequence[float], nanoseconds: float, wanted: str) -> str | None:
+    def effort(self, gain: float, nanoseconds: float, wanted: str) -> str | None:
         """How hard to measure the next problem, None where there is no time for it.
 
         Args:
-            gains: of the problems that are left, the next one's first.
+            gain: the problem's, as a share of that of all problems that are left, its own included.
             nanoseconds: that a step of the next one takes about.
             wanted: no harder than this.
         """
         left = self.left
-        share = left * gains[0] / sum(gains)
+        share = left * gain
         allowed = _ORDER[: _ORDER.index(wanted) + 1]
         fitting = [effort for effort in allowed if self._expected(effort, nanoseconds) <= share]
         if fitting:

@@ -43,6 +43,7 @@ class _Job:
     objectives: tuple[Objective, ...]
     known: Record | None
     also: frozenset[str]
+    gain: float  # without a budget 0
 
 
 def tune_problems(
@@ -133,7 +134,6 @@ class _Run:
     ) -> None:
         """Puts a problem on the list, unless the cache holds it already."""
         environment = Environment.of(place)
-        known = None if self.force else self.store.find(problem, environment)
         old = self.store.find(problem, environment)
         hard, wanted = self.effort, self.asked
         if old is not None:
@@ -144,18 +144,22 @@ class _Run:
                 return
             hard = old.effort if enough and lacking else self.effort
             wanted += tuple(map(Objective, old.objectives))
-        self.jobs.append(_Job(problem, place, environment, hard, wanted, known, also))
+        known = None if self.force else old
+        gain = 0.0
+        if self.budget is not None:
+            gain = self.weights.get(problem, 1) * _step_ns(problem, place)
+        self.jobs.append(_Job(problem, place, environment, hard, wanted, known, also, gain))
 
     def go(self) -> None:
         """Measures what is on the list, with a budget what promises most first."""
-        if self.budget is not None:
-            self.jobs.sort(key=self._gain, reverse=True)
+        self.jobs.sort(key=lambda job: job.gain, reverse=True)  # stays as it is without a budget
+        left = sum(job.gain for job in self.jobs)
         while self.jobs and not self.result.interrupted:
             job = self.jobs[0]
             if self.budget is not None:
-                gains = [self._gain(each) for each in self.jobs]
                 step = _step_ns(job.problem, job.place)
-                effort = self.budget.effort(gains, step, job.effort)
+                effort = self.budget.effort(job.gain / left, step, job.effort)
+                left -= job.gain
                 if effort is None:
                     self.result.unfinished.append(self.jobs.pop(0).problem)
                     continue
@@ -170,15 +174,17 @@ class _Run:
         for problem, place in places.items():
             families.setdefault(problem.at(1), ([], place))[0].append(problem.tokens)
         ladders = {family: Ladder(_is_valid) for family in families}
-        while not self.result.interrupted and not self.result.unfinished:
+        grown = True
+        while grown and not self.result.interrupted and not self.result.unfinished:
+            grown = False
             for family, (counts, place) in families.items():
                 records = self._known(family, counts, place)
                 for tokens in ladders[family].more(records):
-                    counts.append(tokens)
-                    also = frozenset(ladders[family].expected(tokens, records))
-                    self.add(family.at(tokens), place, also)
-            if not self.jobs:
-                break
+                    if tokens not in counts:  # else it could not be measured
+                        counts.append(tokens)
+                        also = frozenset(ladders[family].expected(tokens, records))
+                        self.add(family.at(tokens), place, also)
+                        grown = True
             self.go()
 
     def _known(
@@ -235,9 +241,6 @@ class _Run:
         self.jobs.pop(0)
         self.spent += _cost(problem)
         tell("done", done + 1)
-
-    def _gain(self, job: _Job) -> float:
-        return self.weights.get(job.problem, 1) * _step_ns(job.problem, job.place)
 
     def _neighbours(self, job: _Job) -> frozenset[str]:
         """The winners at the token counts next to a job's, so that what they are can be compared.
