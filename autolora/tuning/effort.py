@@ -45,7 +45,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(4, 1.05, Pace((2, 40), (3, 60), 0.2)),
-    "normal": Effort(8, 1.10, Pace((3, 100), (3, 100), 0.4)),
+    "quick": Effort(5, 1.05, Pace((2, 40), (3, 60), 0.2)),
+    "normal": Effort(10, 1.10, Pace((3, 100), (3, 100), 0.4)),
     "thorough": Effort(24, 1.25, Pace((8, 300), (16, 300), 6.0)),
 }

@@ -39,16 +39,23 @@ class Prediction:
     Args:
         graph: the graph.
         nanoseconds: the sum of its steps.
+        everywhere: whether oneDNN was put wherever it can be, though another was faster alone.
     """
 
     graph: Graph
     nanoseconds: float
+    everywhere: bool = False
 
 
 def screen(
     graphs: Iterable[Graph], data: Data, measure: Measure, rng: random.Random
 ) -> list[Prediction]:
-    """Every composed graph, with its faster libraries and the sum of its steps, fastest first."""
+    """Every composed graph with the sum of its steps, fastest first.
+
+    Each has the faster library for each product; and once more, where that is another graph, oneDNN
+    for all that it could compute: alone a thin product finds its operands in the cache, which suits
+    BLAS, but not between the other steps.
+    """
     problem = data.problem
     parts: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
     lines_by_key: dict[Key, Line] = {}
@@ -65,29 +72,34 @@ def screen(
         parts.append((graph, keys))
     times = _time(lines_by_key, data, measure, rng)
     return sorted(
-        (_cheapest(graph, keys, times) for graph, keys in parts),
+        (prediction for graph, keys in parts for prediction in _with_libraries(graph, keys, times)),
         key=lambda prediction: prediction.nanoseconds,
     )
 
 
-def _cheapest(
-    graph: Graph, keys: Iterable[tuple[Key, Key, str]], times: Mapping[Key, float]
-) -> Prediction:
-    """The graph with the faster library for each product; no other step depends on that."""
-    total = 0.0
-    chosen = set()
-    for one, other, out in keys:
-        if times[other] < times[one]:
-            chosen.add(out)
-        total += min(times[one], times[other])
-    return Prediction(replace(graph, onednn=frozenset(chosen)), total)
+def _with_libraries(
+    graph: Graph, keys: Sequence[tuple[Key, Key, str]], times: Mapping[Key, float]
+) -> Iterator[Prediction]:
+    """The graph with the faster library for each product, and with oneDNN wherever it can be."""
+    faster = frozenset(out for one, other, out in keys if times[other] < times[one])
+    yield Prediction(
+        replace(graph, onednn=faster), sum(min(times[one], times[other]) for one, other, _ in keys)
+    )
+    possible = frozenset(out for one, other, out in keys if one != other)
+    if faster and faster != possible:
+        total = sum(times[other] for _, other, _ in keys)
+        yield Prediction(replace(graph, onednn=possible), total, everywhere=True)
 
 
 def distinct(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """The predictions in their order, at most two of a structure: the rest is orientations."""
-    structures: Counter[Graph] = Counter()
+    """The predictions in their order, few of a structure: the rest is orientations.
+
+    Two with the libraries that were faster alone, and two with oneDNN wherever it can be.
+    """
+    structures: Counter[tuple[Graph, bool]] = Counter()
     for prediction in predictions:
-        structure = replace(prediction.graph, transposed=frozenset(), onednn=frozenset())
+        plain = replace(prediction.graph, transposed=frozenset(), onednn=frozenset())
+        structure = plain, prediction.everywhere
         structures[structure] += 1
         if structures[structure] <= _SAME_STRUCTURE:
             yield prediction
