@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autolora.nn import intent, plan, untuned
-from autolora.tuning import clock, measurement
+from autolora.tuning import clock, conditions, measurement
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,7 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _steady_clock(monkeypatch):
     """The tuner's clock: every call is run, all take as long, and no test hangs on noise."""
+    monkeypatch.setattr(conditions, "disturbed", lambda found, device: False)
     monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: (run(), 1e6)[1])
 
 

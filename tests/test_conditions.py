@@ -12,6 +12,7 @@ from autolora.tuning.conditions import (
     Ticks,
     before,
     cpu_clocks,
+    disturbed,
     shares,
     since,
     throttle_reasons,
@@ -297,3 +298,18 @@ def test_a_real_gpu_can_be_read():
     found = since(start, torch.device("cuda", 0))
     assert min(found["sm_clock_mhz"], found["temperature_c"]) > 0
     assert make_record(conditions=found).conditions == found
+
+
+@pytest.mark.parametrize(
+    ("others", "stolen", "device", "disturbs"),
+    [
+        (0.5, 0.0, "cpu", True),
+        (0.0, 0.5, "cpu", True),
+        (0.2, 0.2, "cpu", False),
+        (None, None, "cpu", False),
+        (0.9, 0.9, "cuda", False),
+    ],
+)
+def test_what_others_take_disturbs(others, stolen, device, disturbs):
+    found = {"others_busy": others, "steal": stolen, "processors": 2}
+    assert disturbed(found, torch.device(device)) == disturbs

@@ -126,6 +126,26 @@ def test_the_screen_takes_the_faster_library(monkeypatch):
         assert prediction.graph.onednn == onednn_products(prediction.graph, SMALL)
 
 
+def test_the_screen_offers_one_library_everywhere_beside_the_faster_ones(monkeypatch):
+    from autolora.tuning import screen as room
+
+    def times(distinct, *_):
+        return {key: 1.0 if "onednn" in key[0] and rng.random() < 0.5 else 5.0 for key in distinct}
+
+    problem, rng = SMALL, random.Random(0)
+    monkeypatch.setattr(room, "_time", times)
+    predictions = screen(valid_graphs(problem).values(), Data.random(problem, CPU), None, None)
+    everywhere = [prediction for prediction in predictions if prediction.everywhere]
+    assert everywhere
+    for prediction in everywhere:
+        assert prediction.graph.onednn == onednn_products(prediction.graph, problem)
+    faster = [prediction for prediction in predictions if not prediction.everywhere]
+    assert len(faster) == len(valid_graphs(problem)) - 1
+    assert any(prediction.graph.onednn for prediction in faster)
+    kept = list(distinct(predictions))
+    assert any(prediction.everywhere for prediction in kept)
+
+
 def test_graphs_that_differ_in_orientations_alone_are_few():
     data = Data.random(SMALL, CPU)
     predictions = screen(
@@ -389,6 +409,12 @@ def test_too_much_noise_is_recorded_and_lowers_the_effort(tmp_path):
     (again,) = tune_problems([SMALL], effort="quick", cache=path).records
     assert (again.effort, again.conditions["noisy"]) == ("quick", False)
     assert tune_problems([SMALL], effort="quick", cache=path).records == []
+
+
+def test_a_busy_neighbour_is_noise_even_where_the_clock_is_steady(monkeypatch):
+    monkeypatch.setattr(measurement.conditions, "disturbed", lambda found, device: True)
+    record = measured()
+    assert (record.effort, record.conditions["noisy"]) == ("quick", True)
 
 
 def test_the_times_of_a_record_are_of_the_same_rounds():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ _THROTTLE_REASONS = {  # NVML's bits, but for the lowest: an idle GPU is not hel
     0x200: "board limit",
     0x400: "reliability",
 }
+
+
+_MOST_TAKEN = 0.2  # of all processor time, by others, beside which a CPU is timed as if alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,19 @@ def since(start: State, device: torch.device) -> dict[str, Scalar]:
     if governor := re.match(r"\w+", _text(_CPUS / "cpu0/cpufreq/scaling_governor")):
         found["cpu_governor"] = governor[0]
     return found | _gpu(device, start) if device.type == "cuda" else found
+
+
+def disturbed(found: Mapping[str, Scalar], device: torch.device) -> bool:
+    """Whether others took so much of the processors that times on a CPU are not those of training.
+
+    A busy neighbour does not only add noise: what needs all threads at once suffers more from it.
+
+    Args:
+        found: the conditions, see :func:`since`.
+        device: that was measured on.
+    """
+    taken = (found.get(name) for name in ("others_busy", "steal"))
+    return device.type == "cpu" and any(isinstance(t, float) and t > _MOST_TAKEN for t in taken)
 
 
 def ticks(stat: str) -> Ticks | None:

@@ -59,8 +59,8 @@ def measure_problem(
     """One problem: screen, verdicts, race; the record with all its evidence.
 
     The winner is the fastest, whatever the objective; that adds to the candidates. On a machine too
-    noisy to tell the first from the others the record gets the next lower effort, and says so in
-    its conditions, so that the next run measures the problem again.
+    noisy to tell the first from the others, or that others keep busy, the record gets the next
+    lower effort, and says so in its conditions, so that the next run measures the problem again.
 
     Args:
         problem: to be measured.
@@ -129,12 +129,13 @@ def measure_problem(
             pools=found.pools,
             between=data.clear,
         )
-        state_now = conditions.since(state, device)
+        circumstances = conditions.since(state, device)
+    noisy = result.noisy or conditions.disturbed(circumstances, device)
     candidates = _candidates(problem, found.verdicts, result, peaks)
     return Record(
         problem=problem,
         environment=environment,
-        effort=RANKS[RANKS.index(effort) - (1 if result.noisy else 0)],
+        effort=RANKS[RANKS.index(effort) - (1 if noisy else 0)],
         objectives=kinds_of(objectives),
         winner=result.winner,
         reference=found.reference.name,
@@ -143,7 +144,7 @@ def measure_problem(
         floor_ns=_median(result, FLOOR),
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - start, 3),
-        conditions={**state_now, "noise": round(result.noise, 5), "noisy": result.noisy},
+        conditions={**circumstances, "noise": round(result.noise, 5), "noisy": noisy},
         autolora=__version__,
     )
 
