@@ -266,7 +266,7 @@ def unseen_counts(tokens, counts, effort):
         print(f"tuned in {spent:.0f} s", flush=True)
         lookup = Lookup.of(cache)
         while len(rows) < counts:
-            family = RANGED[len(rows) % len(RANGED)]
+            family = RANGED[len(rows) * len(RANGED) // counts]  # whose graphs are made once
             low, high = tokens.counts[0], tokens.counts[-1]
             count = round(low * (high / low) ** rng.random())
             if count in known[family]:
