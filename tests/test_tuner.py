@@ -421,7 +421,7 @@ def test_the_times_of_a_record_are_of_the_same_rounds():
     """One that drops out before the machine slows down does not seem faster than the winner."""
     result = Result(
         winner="a",
-        samples={"a": [100.0] * 3 + [200.0] * 20, "b": [110.0] * 3, "floor": [100.0] * 10},
+        heats={"a": [100.0] * 3 + [200.0] * 10, "b": [110.0] * 3, "floor": []},
         confirmed={"a": [200.0] * 10, "floor": [100.0] * 10},
     )
     assert measurement._median(result, "a") == 200

@@ -207,26 +207,18 @@ def by_time_of_each_pass(problem, seconds):
     data = Data.random(problem, CPU)
     graphs = [c.graph for c in written_costs(problem) if verdict(c.graph, problem, CPU).ok]
     forwards = {graph.forward: graph for graph in graphs}
-    best = min(forwards, key=lambda name: forward_time(data, forwards[name], seconds))
+    best = min(forwards, key=lambda name: pass_time(data, forwards[name], seconds))
     fitting = {(g.dx, g.da, g.db): g for g in graphs if g.forward == best and "V" not in g.saves}
-    return min(fitting.values(), key=lambda graph: backward_time(data, graph, seconds))
+    return min(fitting.values(), key=lambda graph: pass_time(data, graph, seconds, backward=True))
 
 
-def forward_time(data, graph, seconds):
-    """The median time of forward passes."""
-    forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        times.append(cpu_measure(forward))
-    return median(times)
-
-
-def backward_time(data, graph, seconds):
-    """The median time of backward passes."""
+def pass_time(data, graph, seconds, backward=False):
+    """The median time of forward passes, or of backward passes."""
     forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
     while time.perf_counter() < end:
         data.clear()
-        Y = forward()
-        times.append(cpu_measure(lambda Y=Y: Y.backward(data.G)))
+        Y = forward() if backward else None
+        times.append(cpu_measure((lambda Y=Y: Y.backward(data.G)) if backward else forward))
     return median(times)
 
 

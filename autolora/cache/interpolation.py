@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from autolora.cache.candidate import Candidate
 from autolora.cache.choice import Valid, option_of
 from autolora.cache.record import Record
 from autolora.objective import Option
@@ -22,11 +21,9 @@ def usable_times(record: Record, valid: Valid) -> dict[str, float]:
     one than the one there.
     """
     times = {
-        candidate.graph: float(candidate.median_ns)
-        for candidate in record.candidates
-        if candidate.median_ns is not None
-        and _accepted(candidate, record)
-        and valid(candidate.graph)
+        candidate.graph: float(candidate.median_ns or 0)
+        for candidate in record.usable
+        if valid(candidate.graph)
     }
     least = times.get(record.winner, 0.0)
     return {
@@ -76,8 +73,3 @@ def options_at(times: Mapping[str, float], record: Record, tokens: int) -> list[
         for candidate in record.candidates
         if candidate.graph in times
     ]
-
-
-def _accepted(candidate: Candidate, record: Record) -> bool:
-    judged = candidate.verdict
-    return judged is None or judged.ok or candidate.graph == record.reference

@@ -146,6 +146,20 @@ class Record:
         return (reference - self.median_ns) / (reference - self.floor_ns)
 
     @property
+    def usable(self) -> list[Candidate]:
+        """The candidates that were timed and may be used; the reference needs nobody's leave."""
+        return [
+            candidate
+            for candidate in self.candidates
+            if candidate.median_ns is not None
+            and (
+                candidate.graph == self.reference
+                or candidate.verdict is None
+                or candidate.verdict.ok
+            )
+        ]
+
+    @property
     def line(self) -> str:
         """The record as one line of a file, without the line's end."""
         return dumps(self.to_json())

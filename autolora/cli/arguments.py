@@ -7,7 +7,7 @@ import re
 
 from autolora.errors import AutoloraError
 from autolora.objective import bytes_from
-from autolora.tuning.tokens import Tokens
+from autolora.tuning.tokens import MOST, Tokens
 
 DTYPES = {
     "float32": "float32",
@@ -19,7 +19,6 @@ DTYPES = {
     "fp16": "float16",
 }
 
-MOST = 2**31 - 1
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 

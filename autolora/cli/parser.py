@@ -8,11 +8,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
+from autolora.cache.record import EFFORTS
 from autolora.cli import arguments, options
 from autolora.errors import AutoloraError
 from autolora.version import __version__
-
-EFFORTS = ("estimate", "quick", "normal", "thorough")
 
 MANY = 10_000  # problems that are not measured without a yes
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 
-from autolora.cache.candidate import Candidate
 from autolora.cache.lookup import Lookup
 from autolora.cache.record import Record
 from autolora.cache.store import TimingCache
@@ -102,13 +101,4 @@ class Ladder:
 
 def _relative(record: Record) -> dict[str, float]:
     """Times of the graphs that may be used, over the winner's."""
-    return {
-        candidate.graph: candidate.median_ns / record.median_ns
-        for candidate in record.candidates
-        if candidate.median_ns is not None
-        and (candidate.graph == record.reference or not _rejected(candidate))
-    }
-
-
-def _rejected(candidate: Candidate) -> bool:
-    return candidate.verdict is not None and not candidate.verdict.ok
+    return {c.graph: (c.median_ns or 0) / record.median_ns for c in record.usable}

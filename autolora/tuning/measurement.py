@@ -261,16 +261,6 @@ def _median(result: Result, name: str) -> int | None:
     times = result.samples.get(name)
     if not times:
         return None
-    own, best = _shared(result, name, result.winner)
+    own, best = result.together(name, result.winner)
     ratio = median([a / b for a, b in zip(own, best, strict=True)])
     return max(1, round(ratio * median(result.samples[result.winner])))
-
-
-def _shared(result: Result, *names: str) -> list[list[float]]:
-    """The times of some candidates in the rounds that all of them ran in."""
-    final = {name: result.confirmed.get(name, []) for name in names}
-    heats = {
-        name: result.samples[name][: len(result.samples[name]) - len(final[name])] for name in names
-    }
-    least, rest = min(map(len, heats.values())), min(map(len, final.values()))
-    return [heats[name][:least] + final[name][:rest] for name in names]

@@ -56,17 +56,26 @@ class Result:
 
     Args:
         winner: the fastest, or the baseline where nothing beats it by more than the noise.
-        samples: every time that was taken, in order.
+        heats: the times before the confirmation, of each in order.
         confirmed: the times of the confirmation, for those that took part.
         noise: of the comparisons that decided, the largest relative standard error.
         noisy: whether these were not sure to 2 % when time was up.
     """
 
     winner: str
-    samples: Samples
+    heats: Samples
     confirmed: Samples
     noise: float = 0.0
     noisy: bool = False
+
+    @property
+    def samples(self) -> Samples:
+        """Every time that was taken, in order."""
+        return {name: heat + self.confirmed.get(name, []) for name, heat in self.heats.items()}
+
+    def together(self, first: str, second: str) -> tuple[list[float], list[float]]:
+        """The times of two candidates in the rounds that both ran in."""
+        return _together(self.heats, self.confirmed, first, second)
 
 
 def race(
@@ -88,7 +97,7 @@ def race(
     clearly beaten are dropped. It ends when the first is separated from the others or within 1 % of
     them, or when the pace says so. Then those that may be first run again, beside the baseline and
     what is observed; only these fresh times decide which is first, and it must beat the baseline
-    over all rounds by three standard errors and half a percent, or the baseline wins.
+    over all rounds by three and a half standard errors and half a percent, or the baseline wins.
 
     Args:
         runs: the candidates by name, and what is observed.
@@ -156,7 +165,7 @@ def race(
             break
     return Result(
         verdict.winner,
-        {name: samples[name] + confirmed.get(name, []) for name in runs},
+        samples,
         confirmed,
         verdict.noise,
         noisy=not verdict.sure and verdict.noise > SURE / _SEPARATE,
@@ -181,8 +190,7 @@ def _judged(able: Sequence[str], baseline: str, samples: Samples, confirmed: Sam
     """The winner by the confirmation, if it beats the baseline over all rounds that both ran in."""
     base = confirmed[baseline]
     first = min(able, key=lambda name: compare(confirmed[name], base)[0])
-    shared = min(len(samples[first]), len(samples[baseline]))
-    whole = compare(samples[first][:shared] + confirmed[first], samples[baseline][:shared] + base)
+    whole = compare(*_together(samples, confirmed, first, baseline))
     ratio, noise = min(whole, compare(confirmed[first], base), key=lambda pair: pair[1])
     rivals = [
         compare(confirmed[name], confirmed[first]) for name in able if name not in (first, baseline)
@@ -195,6 +203,14 @@ def _judged(able: Sequence[str], baseline: str, samples: Samples, confirmed: Sam
         max([noise, *(error for _, error in rivals)]),
         beaten and decided,
     )
+
+
+def _together(heats: Samples, confirmed: Samples, *names: str) -> tuple[list[float], list[float]]:
+    """The times of two candidates in the rounds that both ran in: each runs until it drops out."""
+    least = min(len(heats[name]) for name in names)
+    rest = min(len(confirmed.get(name, ())) for name in names)
+    first, second = (heats[name][:least] + confirmed.get(name, [])[:rest] for name in names)
+    return first, second
 
 
 def _is_stop(rounds: int) -> bool:

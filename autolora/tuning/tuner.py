@@ -23,7 +23,7 @@ from autolora.problem import Problem
 from autolora.tuning.budget import Budget
 from autolora.tuning.clock import is_out_of_memory, released
 from autolora.tuning.device import device_for, flops_per_ns
-from autolora.tuning.effort import EFFORTS, ESTIMATE
+from autolora.tuning.effort import ESTIMATE
 from autolora.tuning.estimate import estimate
 from autolora.tuning.ladder import Ladder
 from autolora.tuning.measurement import measure_problem
@@ -66,7 +66,8 @@ def tune_problems(
         problems: to be measured; those that the cache file holds already are skipped. One that it
             holds of lower effort, or not for these objectives, is measured again, but for those of
             its graphs that were clearly beaten.
-        effort: key of :data:`EFFORTS`, or ``"estimate"``: nothing is timed and nothing written.
+        effort: key of :data:`~autolora.tuning.effort.EFFORTS`, or ``"estimate"``: nothing is timed
+            and nothing written.
         budget: seconds for the whole run, shared by what may be gained, see
             :class:`~autolora.tuning.budget.Budget`; problems not begun by then are left unfinished.
         cache: the file to write, the first of the search path unless given.
@@ -83,9 +84,8 @@ def tune_problems(
     Raises:
         AutoloraError: unknown effort, a budget that is none, no such device, unwritable cache.
     """
-    if effort not in (ESTIMATE, *EFFORTS):
-        allowed = ", ".join((ESTIMATE, *EFFORTS))
-        raise AutoloraError(f"effort must be one of {allowed}, not {effort!r}")
+    if effort not in RANKS:
+        raise AutoloraError(f"effort must be one of {', '.join(RANKS)}, not {effort!r}")
     if budget is not None and not 0 < budget < float("inf"):
         raise AutoloraError(f"budget must be a positive number of seconds, not {budget!r}")
     path = Path(cache) if cache is not None else search_path()[0]
@@ -190,9 +190,8 @@ class _Run:
     def _known(
         self, family: Problem, counts: Sequence[int], place: torch.device
     ) -> dict[int, Record]:
-        environment = Environment.of(place)
-        found = {count: self.store.find(family.at(count), environment) for count in counts}
-        return {count: record for count, record in found.items() if record is not None}
+        found = self.store.same_but_tokens(family, Environment.of(place))
+        return {count: found[count] for count in counts if count in found}
 
     def _measure(self, job: _Job) -> None:
         """The first job of the list, and its record into the file."""
