@@ -14,10 +14,12 @@ from autolora.version import __version__
 
 if TYPE_CHECKING:
     from autolora.cache.store import TimingCache
-    from autolora.errors import AutoloraError
+    from autolora.errors import AutoloraError, MissError
     from autolora.nn.explanation import explain
+    from autolora.nn.frozen import freeze, unfreeze
     from autolora.nn.linear import LoRALinear, add_lora
     from autolora.nn.peft import accelerate, restore
+    from autolora.nn.strict import strict
     from autolora.problem import Problem
     from autolora.tuning.entry import tune
     from autolora.tuning.recording import record
@@ -25,29 +27,37 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoloraError",
     "LoRALinear",
+    "MissError",
     "Problem",
     "TimingCache",
     "__version__",
     "accelerate",
     "add_lora",
     "explain",
+    "freeze",
     "record",
     "restore",
+    "strict",
     "tune",
+    "unfreeze",
 ]
 
 # Loaded on first use, so that `import autolora` costs next to nothing.
 _HOMES = {
     "AutoloraError": "autolora.errors",
     "LoRALinear": "autolora.nn.linear",
+    "MissError": "autolora.errors",
     "Problem": "autolora.problem",
     "TimingCache": "autolora.cache.store",
     "accelerate": "autolora.nn.peft",
     "add_lora": "autolora.nn.linear",
     "explain": "autolora.nn.explanation",
+    "freeze": "autolora.nn.frozen",
     "record": "autolora.tuning.recording",
     "restore": "autolora.nn.peft",
+    "strict": "autolora.nn.strict",
     "tune": "autolora.tuning.entry",
+    "unfreeze": "autolora.nn.frozen",
 }
 
 

@@ -6,3 +6,11 @@ class AutoloraError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with code 2.
     """
+
+
+class MissError(AutoloraError):
+    """In strict mode: a layer was called with a problem for which nothing was measured here.
+
+    The message names the problem, the closest record with the fields that differ, the files that
+    were asked, and the command that would measure it.
+    """

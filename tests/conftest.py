@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from autolora.nn import intent, plan, untuned
+from autolora.nn import intent, plan, strict, untuned
 from autolora.tuning import clock, conditions, measurement
 
 
@@ -17,9 +17,11 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
     monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
     plan.refresh()
-    for variable in (intent.VARIABLE, intent.LIMIT_VARIABLE):
+    for variable in (intent.VARIABLE, intent.LIMIT_VARIABLE, strict.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(strict, "_told", None)
     intent.forget_warnings()
+    strict._meaning.cache_clear()
     untuned.forget_notices()
     torch.manual_seed(0)
     yield

@@ -303,9 +303,42 @@ def test_beyond_all_counts_the_nearest_answers_within_twice(lookup, tokens, reas
 def test_other_versions_on_the_same_device_answer_last(lookup):
     answer = lookup([make_record(environment=OLDER)]).find(make_problem(), CPU, every)
     assert (answer.graph, answer.reason) == (SAVED, "other-environment")
-    assert answer.detail == "from torch 2.12.0+cpu"
+    assert answer.detail == "same device, another torch: differs in torch 2.12.0+cpu"
     near = lookup([make_record(1500, environment=OLDER)]).find(make_problem(), CPU, every)
-    assert near.detail == "from torch 2.12.0+cpu, measured at 1500 tokens"
+    assert near.detail == f"{answer.detail}, measured at 1500 tokens"
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"units": 8}, "same device and torch minor: differs in units 8"),
+        ({"torch": "2.13.1"}, "same device and torch minor: differs in torch 2.13.1"),
+        (
+            {"capability": "AVX2", "blas": "openblas"},
+            "same device and torch minor: differs in capability AVX2, blas openblas",
+        ),
+        ({"torch": "2.1.3+cpu"}, "same device, another torch: differs in torch 2.1.3+cpu"),
+        ({"torch": "2.130.0"}, "same device, another torch: differs in torch 2.130.0"),
+        ({"torch": "main"}, "same device, another torch: differs in torch main"),
+        ({"device_name": "AMD EPYC 9B15"}, None),
+        ({"device_name": "AMD EPYC 9B15", "torch": "2.13.1"}, None),
+    ],
+    ids=lambda value: None if isinstance(value, str) else ", ".join(value or ()),
+)
+def test_other_environments_are_graded_and_explained(lookup, changes, detail):
+    find = lookup([make_record(environment=replace(CPU, **changes))]).find
+    answer = find(make_problem(), CPU, every)
+    if detail is None:
+        assert answer.reason == "miss"
+    else:
+        assert (answer.reason, answer.detail) == ("other-environment", detail)
+    assert find(make_problem(), CPU, every, elsewhere=False).reason == "miss"
+
+
+def test_without_other_environments_the_rest_answers_as_ever(lookup):
+    find = lookup([make_record(1000), make_record(4000), make_record(8, environment=OLDER)]).find
+    for tokens, reason in [(1000, "exact"), (2000, "interpolated"), (8000, "nearest"), (8, "miss")]:
+        assert find(make_problem(tokens), CPU, every, elsewhere=False).reason == reason
 
 
 @pytest.mark.parametrize(
@@ -326,13 +359,45 @@ def test_another_machine_or_problem_is_a_miss(lookup, record, problem, environme
     assert answer == Answer(None, "miss", None, "not measured")
 
 
-def test_of_other_environments_equal_tokens_come_first_then_the_newest(lookup):
-    third = type(CPU)(**{**CPU.to_json(), "torch": "2.11.0+cpu"})
-    old = make_record(environment=third, measured_at="2025-01-01T00:00:00Z")
-    new = make_record(environment=OLDER, measured_at="2026-01-01T00:00:00Z")
-    newest = make_record(1100, environment=OLDER, measured_at="2026-06-01T00:00:00Z")
-    assert lookup([old, new, newest]).find(make_problem(), CPU, every).record == new
-    assert lookup([old, newest]).find(make_problem(), CPU, every).record == old
+OLDEST = replace(CPU, torch="2.11.0+cpu")
+THREADS = replace(CPU, units=8)
+THREADS_AND_MORE = replace(CPU, units=4, capability="AVX2")
+# Each is preferred to the next, whatever order they stand in, in one file.
+PREFERRED = [
+    make_record(environment=THREADS, measured_at="2025-01-01T00:00:00Z"),
+    make_record(environment=THREADS_AND_MORE, measured_at="2025-06-01T00:00:00Z"),
+    make_record(1100, environment=THREADS, measured_at="2026-01-01T00:00:00Z"),
+    make_record(1500, environment=THREADS_AND_MORE, measured_at="2026-01-01T00:00:00Z"),
+    make_record(environment=OLDER, measured_at="2026-01-01T00:00:00Z"),
+    make_record(environment=OLDEST, measured_at="2025-01-01T00:00:00Z"),
+    make_record(environment=replace(OLDER, units=8), measured_at="2026-06-01T00:00:00Z"),
+    make_record(1100, environment=OLDEST, measured_at="2026-07-01T00:00:00Z"),
+]
+
+
+@pytest.mark.parametrize("first", range(len(PREFERRED)))
+def test_of_other_environments_the_kind_counts_then_tokens_then_fields_then_age(lookup, first):
+    held = PREFERRED[first:]
+    for records in (held, held[::-1]):
+        assert lookup(records).find(make_problem(), CPU, every).record == held[0]
+
+
+def test_a_better_kind_of_other_environment_comes_before_the_order_of_layers(lookup):
+    threads, older = make_record(1500, environment=THREADS), make_record(environment=OLDER)
+    near = make_record(1100, environment=THREADS)
+    for layers, record in [
+        ([[older], [threads]], threads),
+        ([[older], [threads], [near]], threads),  # of one kind, the first layer answers
+        ([[older], [make_record(1024, environment=OLDEST)]], older),
+    ]:
+        assert lookup(*layers).find(make_problem(), CPU, every).record == record
+
+
+def test_of_other_environments_one_without_a_valid_graph_is_passed_over(lookup):
+    useless = make_record(times={REFERENCE: 3, SAVED: 1}, environment=THREADS)
+    older = make_record(environment=OLDER)
+    answer = lookup([useless, older]).find(make_problem(), CPU, all_but(SAVED, REFERENCE))
+    assert (answer.graph, answer.record) == (MERGED, older)
 
 
 # --- layers ------------------------------------------------------------------------------------

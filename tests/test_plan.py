@@ -9,10 +9,13 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+from one_layer import TALL, record_of
 from torch import nn
 
 import autolora
 from autolora import Problem
+from autolora.cache.store import TimingCache
+from autolora.environment import Environment
 from autolora.graphs.space import analytic_graph, flops_graph, reference_graph, valid_graphs
 from autolora.nn import plan, site
 from autolora.nn.plan import pin
@@ -36,8 +39,31 @@ def test_explain_tells_what_ran_and_why():
     (ahead,) = autolora.explain(net, tokens=40).layers
     assert (ahead.reason, ahead.detail, ahead.calls) == ("nearest", "measured at 32 tokens", 0)
     assert "0: " in str(autolora.explain(net))
+    assert str(autolora.explain(net)).endswith("\nin all: 1 exact")
     plain = json.loads(json.dumps(autolora.explain(net).to_json()))
     assert plain["layers"][0]["problem"]["tokens"] == 32
+    assert plain["counts"] == {"exact": 1}
+
+
+def test_explain_counts_the_reasons(path):
+    here = Environment.of("cpu")
+    elsewhere = replace(here, units=here.units + 7)
+    TimingCache(
+        [record_of(TALL), *(record_of(TALL, tokens, elsewhere) for tokens in (100, 400))], path
+    ).save()
+    net = model()
+    for tokens in (100, 400, 8, 99, 12, 10**5, 7, 1):
+        net(torch.randn(tokens, 24))
+    net(torch.randn(24))
+    told = autolora.explain(net)
+    assert told.counts == {"other-environment": 3, "nearest": 2, "miss": 2, "exact": 1}
+    assert next(iter(told.counts)) == "other-environment"
+    assert str(told).endswith(
+        "\nin all: 3 other-environment, 2 nearest, 2 miss, 1 exact, 1 its own path"
+    )
+    assert told.to_json()["counts"] == told.counts
+    kind = f"same device and torch minor: differs in units {elsewhere.units}"
+    assert [layer.detail for layer in told.layers][:2] == [kind, kind]
 
 
 def test_explain_lists_what_is_left_with_the_reason():

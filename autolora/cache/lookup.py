@@ -7,14 +7,13 @@ answers is up to the objective; where only time counts it is the winner.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from autolora.cache.choice import Valid, choose, lacks
+from autolora.cache.closest import KINSHIPS, apart, closest, differing, kinship
 from autolora.cache.interpolation import between, options_at, usable_times
 from autolora.cache.record import Record
 from autolora.cache.store import TimingCache, search_path
@@ -34,8 +33,8 @@ class Answer:
         reason: ``"exact"``, ``"interpolated"``, ``"nearest"``, ``"other-environment"`` or
             ``"miss"``.
         record: the evidence; where two were interpolated, the one nearer in tokens.
-        detail: for people: ``"between 1024 and 2048 tokens"``, ``"from torch 2.12.0"``, and what
-            the objective asks for that the record cannot give.
+        detail: for people: ``"between 1024 and 2048 tokens"``, ``"same device and torch minor:
+            differs in units 8"``, and what the objective asks for that the record cannot give.
         speedup: time of the reference graph over that of the graph, as far as it is known.
     """
 
@@ -60,6 +59,7 @@ class _Question:
     objective: Objective
     layers: Sequence[TimingCache]
     measured: dict[int, list[Record]]
+    elsewhere: bool
 
 
 class Lookup:
@@ -91,20 +91,26 @@ class Lookup:
         environment: Environment,
         valid: Valid,
         objective: Objective = TIME,
+        *,
+        elsewhere: bool = True,
     ) -> Answer:
         """The answer of the best grade.
 
         Of two layers with the same grade, the first one's. But the nearest token counts are taken
         from all layers together, so that one may hold the count below and another the one above.
+        Among the records of other environments those of the same device and torch minor release
+        are a better grade than those of the same device alone, see
+        :func:`~autolora.cache.closest.kinship`; another device never answers.
 
         Args:
             problem: what is to be computed.
             environment: on which machine, with which libraries.
             valid: whether a name is that of a graph which computes the problem.
             objective: what the graph is for.
+            elsewhere: whether records of other environments may answer.
         """
         measured = self._measured(problem.at(1), environment)
-        asked = _Question(problem, environment, valid, objective, self.layers, measured)
+        asked = _Question(problem, environment, valid, objective, self.layers, measured, elsewhere)
         for grade in GRADES:
             if (answer := grade(asked)) is not None:
                 return answer
@@ -129,13 +135,7 @@ class Lookup:
 
         Of several, the one nearest in the sizes; None if there are no records at all.
         """
-        measured = [(layer, *pair) for layer in self.layers for pair in layer.problems()]
-        wanted = (problem, environment)
-        measured.sort(key=lambda entry: _distance(wanted, entry[1:]))
-        for layer, other, machine in measured:
-            if (record := layer.find(other, machine)) is not None:
-                return record, tuple(_differing(wanted, (other, machine)))
-        return None
+        return closest(self.layers, problem, environment)
 
 
 def _exact(asked: _Question) -> Answer | None:
@@ -163,8 +163,8 @@ def _interpolated(asked: _Question) -> Answer | None:
 
 def _nearest(asked: _Question) -> Answer | None:
     tokens = asked.problem.tokens
-    near = [count for count in asked.measured if _apart(count, tokens) <= NEAR]
-    for count in sorted(near, key=lambda count: _apart(count, tokens)):
+    near = [count for count in asked.measured if apart(count, tokens) <= NEAR]
+    for count in sorted(near, key=lambda count: apart(count, tokens)):
         for record in asked.measured[count]:
             answer = _answer(asked, "nearest", record, f"measured at {count} tokens")
             if answer is not None:
@@ -173,30 +173,39 @@ def _nearest(asked: _Question) -> Answer | None:
 
 
 def _other_environment(asked: _Question) -> Answer | None:
-    answers = (_of_other_environment(layer, asked) for layer in asked.layers)
-    return next((answer for answer in answers if answer is not None), None)
+    if not asked.elsewhere:
+        return None
+    for kin in KINSHIPS:
+        for layer in asked.layers:
+            for record in _of_kin(layer, asked, kin):
+                origin = _origin(record, asked, kin)
+                if (answer := _answer(asked, "other-environment", record, origin)) is not None:
+                    return answer
+    return None
 
 
-def _of_other_environment(layer: TimingCache, asked: _Question) -> Answer | None:
+def _of_kin(layer: TimingCache, asked: _Question, kin: str) -> list[Record]:
+    """The records of one kind of other environments, the one that should answer first.
+
+    It is the nearest in tokens, then the one that differs in the fewest fields, then the newest.
+    """
     problem, environment = asked.problem, asked.environment
     found = [
         record
         for other, counts in layer.token_counts(problem).items()
-        if other != environment
-        and (other.device, other.device_name) == (environment.device, environment.device_name)
+        if other != environment and kinship(environment, other) == kin
         for tokens in counts
-        if _apart(tokens, problem.tokens) <= NEAR
+        if apart(tokens, problem.tokens) <= NEAR
         and (record := layer.find(problem.at(tokens), other)) is not None
     ]
     found.sort(key=lambda record: record.measured_at, reverse=True)
-    found.sort(
-        key=lambda record: _apart(record.problem.tokens, problem.tokens)
-    )  # stays newest first
-    for record in found:
-        origin = _origin(record, problem, environment)
-        if (answer := _answer(asked, "other-environment", record, origin)) is not None:
-            return answer
-    return None
+    found.sort(  # a stable sort: what is equal in these stays newest first
+        key=lambda record: (
+            apart(record.problem.tokens, problem.tokens),
+            len(differing((environment,), (record.environment,))),
+        )
+    )
+    return found
 
 
 GRADES = (_exact, _interpolated, _nearest, _other_environment)
@@ -231,33 +240,9 @@ def _detail(asked: _Question, record: Record, *parts: str) -> str:
     return "; ".join(filter(None, (*parts, lacks(record, asked.objective))))
 
 
-def _apart(tokens: int, wanted: int) -> float:
-    """How many times more or fewer tokens."""
-    return max(tokens, wanted) / min(tokens, wanted)
-
-
-def _origin(record: Record, problem: Problem, environment: Environment) -> str:
-    names = _differing((environment,), (record.environment,))
-    origin = "from " + ", ".join(f"{name} {getattr(record.environment, name)}" for name in names)
+def _origin(record: Record, asked: _Question, kin: str) -> str:
+    there = record.environment
+    names = differing((asked.environment,), (there,))
+    origin = f"{kin}: differs in " + ", ".join(f"{name} {getattr(there, name)}" for name in names)
     tokens = record.problem.tokens
-    return origin if tokens == problem.tokens else f"{origin}, measured at {tokens} tokens"
-
-
-def _differing(wanted: tuple[Any, ...], found: tuple[Any, ...]) -> list[str]:
-    """The names of the fields in which problems and environments differ, each once."""
-    return list(
-        dict.fromkeys(
-            field.name
-            for one, other in zip(wanted, found, strict=True)
-            for field in fields(one)
-            if getattr(one, field.name) != getattr(other, field.name)
-        )
-    )
-
-
-def _distance(
-    wanted: tuple[Problem, Environment], found: tuple[Problem, Environment]
-) -> tuple[int, float]:
-    sizes = ("in_features", "out_features", "tokens", "rank")
-    ratios = (_apart(getattr(found[0], s), getattr(wanted[0], s)) for s in sizes)
-    return len(_differing(wanted, found)), sum(map(math.log, ratios))
+    return origin if tokens == asked.problem.tokens else f"{origin}, measured at {tokens} tokens"

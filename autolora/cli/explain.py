@@ -21,6 +21,7 @@ from autolora.cli.tables import call_title, group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
 from autolora.nn.plan import ask
+from autolora.nn.strict import is_strict, miss_detail
 from autolora.nn.untuned import untuned_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
@@ -64,13 +65,14 @@ def decide(
     problems: Sequence[Problem], device: torch.device, lookup: Lookup, asked: Objective
 ) -> dict[Problem, Decision]:
     """The graph that a layer would run for each problem, as :mod:`autolora.nn.plan` decides."""
-    environment = Environment.of(device)
+    environment, strict = Environment.of(device), is_strict()
     decisions = {}
     for problem in problems:
-        graph, answer = ask(lookup, problem, environment, asked)
+        graph, answer = ask(lookup, problem, environment, asked, elsewhere=not strict)
         detail = answer.detail
         if graph is None:
-            graph, detail = untuned_graph(problem, asked)
+            graph, how = untuned_graph(problem, asked)
+            detail = miss_detail(problem, how, strict)
         decisions[problem] = Decision(graph.name, answer.reason, detail)
     return decisions
 
@@ -86,6 +88,7 @@ def _json(
             for name, problem in found.layers
         ],
         "left": [{"name": name, "reason": reason} for name, reason in found.left],
+        "counts": _counts(found, decisions),
         "notes": found.notes,
     }
 
@@ -108,13 +111,19 @@ def _print(
         print_line(f"    {decision.graph}", "dim")
     _print_left(found.left)
     print_line()
-    reasons = Counter(decisions[problem].reason for _, problem in found.layers)
-    words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.most_common()]
+    reasons = _counts(found, decisions)
+    words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.items()]
     purpose = "" if asked == TIME else f" for {asked}"
     print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(words)}.")
-    if reasons["miss"]:
+    if untuned := [reason for reason in ("miss", "other-environment") if reason in reasons]:
         words = [word for word in argv[1:] if word != "--json"]
-        print_line(f"To tune them: autolora tune {shlex.join(words)}")
+        what = "them" if "miss" in untuned else "them for this environment"
+        print_line(f"To tune {what}: autolora tune {shlex.join(words)}")
+
+
+def _counts(found: Capture, decisions: Mapping[Problem, Decision]) -> dict[str, int]:
+    """How many layers there are for each reason, those that are most first."""
+    return dict(Counter(decisions[problem].reason for _, problem in found.layers).most_common())
 
 
 def _print_left(left: Sequence[tuple[str, str]]) -> None:

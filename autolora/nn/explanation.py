@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class LayerExplanation:
         graph: the name of the graph that it runs.
         reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment``, ``miss`` or
             ``pinned``.
-        detail: the same in words.
+        detail: the same in words; also that the layer is frozen, and on whose plan.
         calls: how often it ran so far; 0 where it was asked about ahead.
         objective: what the graph was chosen for.
     """
@@ -57,6 +58,15 @@ class Explanation:
     layers: list[LayerExplanation]
     left: list[tuple[str, str]]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of ``layers`` there are for each reason, those that are most first.
+
+        Answers from another environment are one reason, ``other-environment``; which kind of other
+        environment it is stands in the detail of each.
+        """
+        return dict(Counter(layer.reason for layer in self.layers).most_common())
+
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
         return {
@@ -74,12 +84,19 @@ class Explanation:
                 for layer in self.layers
             ],
             "left": [{"name": name, "reason": reason} for name, reason in self.left],
+            "counts": self.counts,
         }
 
     def __str__(self) -> str:
         lines = [f"{layer.name}: {layer.graph} ({layer.why})" for layer in self.layers]
         lines += [f"{name}: its own path ({reason})" for name, reason in self.left]
+        lines += [f"in all: {self._summary}"] if lines else []
         return "\n".join(lines) or "no LoRA layers"
+
+    @property
+    def _summary(self) -> str:
+        left = {"its own path": len(self.left)} if self.left else {}
+        return ", ".join(f"{number} {reason}" for reason, number in {**self.counts, **left}.items())
 
 
 def explain(model: nn.Module, tokens: int | None = None) -> Explanation:

@@ -6,7 +6,7 @@ Everything else stays PEFT's: parameters, names, saving, merging, adding and swi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
 from autolora.graphs.function import Parts
+from autolora.nn.agreement import in_group
+from autolora.nn.frozen import Frozen, freeze_in_group
 from autolora.nn.intent import objective_of
 from autolora.nn.parts import base_layout, dropout_of, plain_parts
 from autolora.nn.plan import Site, left, run_layer
@@ -82,11 +84,13 @@ class Acceleration:
         taken: paths of the layers that now run along measured graphs.
         left: paths of the LoRA layers that stay PEFT's, each with the reason.
         notes: paths of layers taken that will use PEFT's path as they are set up now, and why.
+        frozen: the plan that the layers choose from, None outside a process group.
     """
 
     taken: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    frozen: Frozen | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -100,7 +104,7 @@ class Acceleration:
                 f"  {title}: {len(names)} × {reason} ({names[0]}{', …' if len(names) > 1 else ''})"
                 for reason, names in reasons.items()
             ]
-        return "\n".join(lines)
+        return "\n".join(lines if self.frozen is None else [*lines, str(self.frozen)])
 
 
 def accelerate(
@@ -117,6 +121,11 @@ def accelerate(
     with LoRA, rsLoRA, LoRA-FA or DoRA. A layer calls PEFT's own ``forward`` whenever its fast path
     does not hold: adapters disabled, merged or several at once, ``adapter_names``, other variants,
     hooks on its parts. Undone by :func:`restore`.
+
+    In a process group that is up already (torch.distributed), every rank should accelerate the
+    model: it is frozen on rank 0's plan, see :func:`~autolora.freeze`, so that ranks in the same
+    environment run the same graphs. Where the group comes up later, call ``freeze`` then. What
+    ``autolora.tune(model)`` measures, again on every rank, is used at once.
 
     Args:
         model: a PEFT model, or any module that holds LoRA layers of PEFT.
@@ -159,6 +168,8 @@ def accelerate(
             f"this {type(model).__name__} holds no PEFT LoRA layer; make one with "
             "peft.get_peft_model(model, peft.LoraConfig(...)), or use autolora.add_lora"
         )
+    if report.taken and in_group():
+        return replace(report, frozen=freeze_in_group(model))
     return report
 
 

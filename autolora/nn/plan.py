@@ -8,10 +8,9 @@ away. Nothing here ever times a graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,10 +24,14 @@ from autolora.graphs.graph import REFERENCE, Graph
 from autolora.graphs.source import executable
 from autolora.graphs.space import find_graph
 from autolora.nn.parts import PLAIN, base_layout
-from autolora.nn.site import MOST_SHARED, Choice, Chooser, Site
+from autolora.nn.site import MOST_SHARED, Choice, Chooser, Site, sites_of
+from autolora.nn.strict import is_strict, miss_detail, miss_error
 from autolora.nn.untuned import notice_lack, notice_miss, untuned_graph
 from autolora.objective import Objective
 from autolora.problem import DTYPES, Problem
+
+if TYPE_CHECKING:
+    from autolora.nn.held import Plan
 
 __all__ = [
     "Choice",
@@ -130,36 +133,60 @@ def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
     For comparisons: ``pin(model, reference_graph)`` runs what PEFT runs, ``pin(model,
     flops_graph)`` what FLOPs alone would choose. ``None`` goes back to the cache.
     """
-    for site in _sites(model):
+    for _, site in sites_of(model):
         site.chooser = chooser
         site.choices.clear()
 
 
 def refresh(model: torch.nn.Module | None = None) -> None:
-    """Reads the timing cache anew; the layers of ``model`` choose again at their next call."""
+    """Reads the timing cache anew; the layers of ``model`` choose again at their next call.
+
+    Those that are frozen do not: they stay with what they hold. One warning says so where the user
+    froze them.
+    """
     _lookup.cache_clear()
     _decide.cache_clear()
-    if model is not None:
-        for site in _sites(model):
+    sites = [] if model is None else [site for _, site in sites_of(model)]
+    if any(site.held is not None and site.held.lasting for site in sites):
+        logger.warning(
+            "autolora: the model is frozen and runs what it ran before; new timings are used once "
+            "autolora.freeze(model) is called again, in a process group on every rank"
+        )
+    for site in sites:
+        if site.held is None:
             site.choices.clear()
 
 
 def decide(problem: Problem, device: torch.device, site: Site) -> Choice:
-    """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss."""
+    """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss.
+
+    A frozen layer has the records that it holds instead of the timing cache. Never raises, in
+    strict mode neither.
+    """
     if site.chooser is not None:
         return _made(problem, site.chooser(problem), "pinned")
-    return replace(_decide(problem, device, site.wanted))  # a copy: each layer counts its calls
+    plan = None if site.held is None else site.held.of(device.type)
+    made = _decide(problem, device, site.wanted, plan, is_strict())
+    return replace(made)  # a copy: each layer counts its calls
 
 
 def ask(
-    lookup: Lookup, problem: Problem, environment: Environment, objective: Objective
+    lookup: Lookup,
+    problem: Problem,
+    environment: Environment,
+    objective: Objective,
+    *,
+    elsewhere: bool = True,
 ) -> tuple[Graph | None, Answer]:
-    """The valid graph that the timing cache names for a problem, None on a miss, and its answer."""
+    """The valid graph that the timing cache names for a problem, None on a miss, and its answer.
+
+    With ``elsewhere`` records of other environments may answer.
+    """
 
     def valid(name: str) -> bool:
         return find_graph(name, problem) is not None
 
-    answer = lookup.find(problem, environment, valid, objective)
+    answer = lookup.find(problem, environment, valid, objective, elsewhere=elsewhere)
     return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
@@ -218,27 +245,25 @@ def layout_of(W: Any) -> str:
     return "linear" if W.is_contiguous() else "conv1d"
 
 
-def _sites(model: torch.nn.Module) -> Iterator[Site]:
-    for module in model.modules():
-        site = getattr(module, "_autolora", None)
-        if isinstance(site, Site):
-            yield site
-
-
 def _choose(site: Site, x: Tensor, parts: Parts, p: float) -> Choice:
     problem = problem_of(site, x, parts, p)
     if isinstance(problem, str):
         return _left(problem)
-    return decide(problem, x.device, site)
+    choice = decide(problem, x.device, site)
+    if choice.reason == "miss" and problem.gradients and is_strict():
+        held = site.held and site.held.of(x.device.type)
+        lookup, plan = (held.lookup, held.origin) if held else (_lookup(), "")
+        raise miss_error(problem, Environment.of(x.device), site.wanted, lookup, plan)
+    return choice
 
 
 def _left(reason: str) -> Choice:
     return Choice(None, Graph(REFERENCE), "left", reason)
 
 
-def _made(problem: Problem, graph: Graph, reason: str, detail: str = "") -> Choice:
+def _made(problem: Problem, graph: Graph, reason: str, *details: str) -> Choice:
     made = None if graph.forward == REFERENCE else executable(graph, problem)
-    return Choice(problem, graph, reason, detail, made)
+    return Choice(problem, graph, reason, "; ".join(filter(None, details)), made)
 
 
 @lru_cache(maxsize=1)
@@ -247,15 +272,19 @@ def _lookup() -> Lookup:
 
 
 @lru_cache(maxsize=MOST_SHARED)
-def _decide(problem: Problem, device: torch.device, objective: Objective) -> Choice:
-    graph, answer = ask(_lookup(), problem, Environment.of(device), objective)
+def _decide(
+    problem: Problem, device: torch.device, objective: Objective, plan: Plan | None, strict: bool
+) -> Choice:
+    lookup, origin = (_lookup(), "") if plan is None else (plan.lookup, plan.origin)
+    environment = Environment.of(device)
+    graph, answer = ask(lookup, problem, environment, objective, elsewhere=not strict)
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
         lack = lacks(answer.record, objective) if answer.record is not None else ""
         if lack and problem.gradients:
             notice_lack(problem, objective, lack)
-        return _made(problem, graph, answer.reason, answer.detail)
-    if problem.gradients:
-        notice_miss(problem, objective)
+        return _made(problem, graph, answer.reason, answer.detail, origin)
     graph, how = untuned_graph(problem, objective)
-    return _made(problem, graph, "miss", f"not tuned; {how}")
+    if problem.gradients and not strict:
+        notice_miss(problem, objective)
+    return _made(problem, graph, "miss", "not tuned", miss_detail(problem, how, strict), origin)

@@ -6,10 +6,12 @@ layer keeps only so many choices, and layers that are called alike share what is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 
@@ -18,6 +20,9 @@ from autolora.graphs.source import Executable
 from autolora.nn.intent import default_objective
 from autolora.objective import Objective
 from autolora.problem import Problem
+
+if TYPE_CHECKING:
+    from autolora.nn.held import Held
 
 Chooser = Callable[[Problem], Graph]
 Key = tuple[Any, ...]
@@ -48,7 +53,7 @@ class Choice:
     calls: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Site:
     """The memory of one layer.
 
@@ -57,17 +62,26 @@ class Site:
         objective: what its graphs are chosen for, None for what the environment variables say.
         chooser: overrides the timing cache, see :func:`~autolora.nn.plan.pin`.
         choices: what it runs, by all that decides which problem a call poses.
+        held: the plan that it was frozen on, None for the files of the search path. A copy of the
+            layer is not frozen.
     """
 
     compute_dtype: torch.dtype | None = None
     objective: Objective | None = None
     chooser: Chooser | None = None
     choices: dict[Key, Choice] = field(default_factory=dict)
+    held: Held | None = None
+
+    def __post_init__(self) -> None:
+        with _lock:
+            _all.add(self)
 
     @property
     def wanted(self) -> Objective:
         """The objective that holds now."""
-        return default_objective() if self.objective is None else self.objective
+        if self.objective is not None:
+            return self.objective
+        return default_objective() if self.held is None else self.held.objective
 
     def remember(self, key: Key, choice: Choice) -> None:
         """Keeps a choice; where there are too many, the half that was made first goes."""
@@ -78,6 +92,28 @@ class Site:
 
     def __reduce__(self) -> tuple[type[Site], tuple[torch.dtype | None, Objective | None]]:
         return Site, (self.compute_dtype, self.objective)  # the rest belongs to this process
+
+
+_all: WeakSet[Site] = WeakSet()
+_lock = threading.Lock()  # a set that grows while it is read fails
+
+
+def sites_of(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Site]]:
+    """The layers of a model that have a memory, with that."""
+    for module in model.modules():
+        site = getattr(module, "_autolora", None)
+        if isinstance(site, Site):
+            yield module, site
+
+
+def forget(reasons: Collection[str]) -> None:
+    """Makes every layer choose anew what it chose for one of these reasons."""
+    with _lock:
+        sites = list(_all)
+    for site in sites:
+        for key, choice in list(site.choices.items()):
+            if choice.reason in reasons:
+                site.choices.pop(key, None)
 
 
 @lru_cache(maxsize=MOST_SHARED)

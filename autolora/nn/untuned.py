@@ -51,25 +51,27 @@ def notice_lack(problem: Problem, objective: Objective, lack: str) -> None:
     _notice(problem, objective, f"the timings for {{}} are {lack}. To measure")
 
 
-def _notice(problem: Problem, objective: Objective, words: str) -> None:
-    kind = (problem.rank, problem.kind, problem.device, str(objective))
-    if kind in _noticed:
-        return
-    _noticed.add(kind)
+def tuning_commands(problem: Problem, objective: Objective) -> tuple[str, str]:
+    """What would measure a problem: a call in Python, and a command ahead of time."""
     options = " --dropout 0.1" * problem.dropout + " --lora-bias" * problem.adapter_bias
     options += " --dora" * (problem.variant == "dora")
     options += f" --quantised {problem.layout}" if problem.layout in QUANTISED else ""
     options += "" if objective.kind == "time" else f" --objective {objective.kind}"
     if objective.max_saved_bytes is not None:
         options += f" --max-saved-bytes {objective.max_saved_bytes}"
+    return (
+        f"autolora.tune(model, tokens={problem.tokens})",
+        f"autolora tune MODEL --rank {problem.rank} --dtype {problem.dtype} "
+        f"--device {problem.device} --tokens {problem.tokens}{options}",
+    )
+
+
+def _notice(problem: Problem, objective: Objective, words: str) -> None:
+    kind = (problem.rank, problem.kind, problem.device, str(objective))
+    if kind in _noticed:
+        return
+    _noticed.add(kind)
+    now, ahead = tuning_commands(problem, objective)
     logger.warning(
-        "autolora: %s instead: autolora.tune(model, tokens=%d), or ahead of time: autolora tune "
-        "MODEL --rank %d --dtype %s --device %s --tokens %d%s",
-        words.format(problem),
-        problem.tokens,
-        problem.rank,
-        problem.dtype,
-        problem.device,
-        problem.tokens,
-        options,
+        "autolora: %s instead: %s, or ahead of time: %s", words.format(problem), now, ahead
     )

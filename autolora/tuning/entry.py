@@ -11,6 +11,7 @@ from torch import nn
 
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.frozen import freeze_anew
 from autolora.nn.intent import default_objective, objective_of
 from autolora.nn.plan import refresh
 from autolora.objective import Objective
@@ -55,7 +56,8 @@ def tune(
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
-    The layers of a model that was passed, or recorded, use the new timings from their next call on.
+    The layers of a model that was passed, or recorded, use the new timings from their next call on;
+    not where the user has frozen them, see :func:`~autolora.freeze`.
     Under an active ``torch.autocast`` a model is tuned for that autocast, without one for training
     without; a recording is tuned for what was recorded.
 
@@ -104,6 +106,8 @@ def tune(
         between=asked.between,
     )
     refresh(asked.model)
+    if asked.model is not None:
+        freeze_anew(asked.model)
     return result
 
 
