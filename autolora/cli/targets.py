@@ -56,14 +56,18 @@ def read_target(options: Namespace, device: torch.device, most: int | None = Non
     return found.at(counts) if len(counts) > 1 else found
 
 
-def device_of(name: str | None) -> torch.device:
-    """The device of that name; without one CUDA's first where there is one, else the CPU.
+def device_of(name: str | None, local: int = 0) -> torch.device:
+    """The device of that name; without one a CUDA device where there is one, else the CPU.
+
+    Args:
+        name: of a device, or of a type of which this process is to take one.
+        local: number of this process among those of this host, which share its CUDA devices.
 
     Raises:
         AutoloraError: there is no such device on this machine, or no graphs for it.
     """
     if name is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -72,7 +76,8 @@ def device_of(name: str | None) -> torch.device:
         raise AutoloraError(f"device must be cpu, cuda or cuda:N, not {name!r}")
     if device.type == "cpu":
         return torch.device("cpu")
-    index, present = device.index or 0, torch.cuda.device_count()
+    present = torch.cuda.device_count()
+    index = local % max(present, 1) if device.index is None else device.index
     if index >= present:
         found = f"{present} CUDA device{'s' * (present != 1)}" if present else "no CUDA device"
         raise AutoloraError(f"no device {name!r}: this machine has {found}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from autolora.cli.console import (
     print_lines,
     print_paragraph,
     say_error,
+    say_interrupted,
     screen_width,
 )
 from autolora.cli.crossovers import print_families
@@ -34,23 +36,52 @@ from autolora.cli.objectives import (
 )
 from autolora.cli.parser import MANY
 from autolora.cli.progress import progress
+from autolora.cli.ranks import print_shares, say_threads, seconds_of, shares_json, voice
 from autolora.cli.steps import steps
 from autolora.cli.tables import environment_title, record_table
 from autolora.cli.targets import device_of, read_target
+from autolora.errors import AutoloraError
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 from autolora.tuning.capture import Capture
+from autolora.tuning.cluster import Cluster
 from autolora.tuning.effort import ESTIMATE
+from autolora.tuning.peers import FAILED
+from autolora.tuning.peers import INTERRUPTED as CUT_SHORT
 from autolora.tuning.result import TuneResult
+from autolora.tuning.torchrun import joined
 from autolora.tuning.tuner import tune_problems
 
 
 def run(options: Namespace) -> int:
     """Measures what the cache does not hold yet, and prints what was found."""
-    device = device_of(options.device)
+    with joined() as cluster:
+        if cluster is None:
+            return _tune(options)
+        with voice(cluster.rank):
+            try:
+                return _tune(options, cluster)
+            except AutoloraError as error:
+                if cluster.rank == 0 or not cluster.has_said(str(error)):
+                    say_error(str(error))
+                cluster.end(FAILED, str(error))
+                cluster.see_off()
+                return MENDABLE
+            except KeyboardInterrupt:
+                if cluster.rank == 0:
+                    say_interrupted()
+                cluster.end(CUT_SHORT)
+                return INTERRUPTED
+
+
+def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
+    device = device_of(options.device, 0 if cluster is None else cluster.local)
     asked = objective_from(options)
     found = read_target(options, device, None if options.yes else MANY)
-    with progress() as tell:
+    speaks = cluster is None or cluster.rank == 0
+    if cluster is not None and speaks and options.effort != ESTIMATE:
+        say_threads(device)
+    with progress() if speaks else nullcontext() as tell:
         result = tune_problems(
             found.problems,
             effort=options.effort,
@@ -62,7 +93,10 @@ def run(options: Namespace) -> int:
             objective=asked,
             weights=found.uses,
             between=options.tokens.ranged,
+            cluster=cluster,
         )
+    if not speaks:
+        return INTERRUPTED if result.interrupted else MENDABLE if result.parted else 0
     if options.effort == ESTIMATE:
         estimates.show(result.estimates, found, options.json)
         return 0
@@ -75,7 +109,8 @@ def run(options: Namespace) -> int:
         say_error(f"could not measure {problem}: {reason}")
     if result.interrupted:
         return INTERRUPTED
-    return MENDABLE if result.failed else 0
+    lost = result.unfinished and any(share.lost for share in result.shares)
+    return MENDABLE if result.failed or lost else 0
 
 
 def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> dict[str, Any]:
@@ -96,7 +131,11 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
             }
             for record, now in known
         ],
-        "environments": environments_json(record for record, _ in known),
+        "environments": {
+            **environments_json(record for record, _ in known),
+            **{e.id: e.to_json() for share in result.shares if (e := share.environment)},
+        },
+        "ranks": shares_json(result.shares),
         "steps": steps_json(list(steps(records, found)), objectives),
         "unfinished": [problem.to_json() for problem in result.unfinished],
         "failed": [{"problem": p.to_json(), "reason": reason} for p, reason in result.failed],
@@ -141,6 +180,8 @@ def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -
         reasons = ", ".join(dict.fromkeys(reason for _, reason in found.left))
         print_paragraph(f"{count(len(found.left), 'LoRA layer')} left out: {reasons}.")
     print_paragraph(_summary(result))
+    if result.shares:
+        print_shares(result.shares)
     print_line(f"Cache: {result.path}")
     if records and not (result.unfinished or result.failed):
         _print_next(result.path, asked)
@@ -159,14 +200,16 @@ def _print_objectives(records: Sequence[Record], found: Capture, asked: Objectiv
 
 def _summary(result: TuneResult) -> str:
     new, known, open_ = len(result.records), len(result.skipped), len(result.unfinished)
-    seconds = sum(record.seconds for record in result.records)
+    seconds = seconds_of(result)
     parts = [f"{count(new, 'problem')} measured" + (f" in {wait(seconds)}" if new else "")]
     if result.noisy:
         parts.append(f"{len(result.noisy)} of them while the machine was too noisy to be sure")
     if known:
         parts.append(f"{known} already in the cache (--force measures anew)")
     if open_:
-        why = "Interrupted" if result.interrupted else "The budget is spent"
+        lost = any(share.lost for share in result.shares)
+        why = "A rank was lost" if lost else "The budget is spent"
+        why = "Interrupted" if result.interrupted else why
         parts.append(f"{open_} still to do")
         return f"{why}: {', '.join(parts)}. What is measured is kept; run it again to go on."
     again = " Run it again when it is quiet: these are measured anew." if result.noisy else ""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from autolora.errors import AutoloraError
 from autolora.problem import Problem
 from autolora.tuning.clock import measure_for
+
+_LOOK_SECONDS = 2.0  # between two looks whether another lock is to be waited for
+_held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())  # by this thread
+_waiting: list[str] = []
+_passed: dict[str, int] = {}  # how many locks of a device are not waited for any more
 
 
 def device_for(problem: Problem, device: torch.device | str | None = None) -> torch.device:
@@ -54,11 +61,64 @@ def flops_per_ns(device: torch.device, dtype: str) -> float:
         return 2 * size**3 / min(measure(lambda: one @ one) for _ in range(5))
 
 
-def turn_on(device: torch.device) -> FileLock:
-    """Two tuners on one device would time each other; they take turns instead."""
+@contextmanager
+def turn_on(device: torch.device, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Two tuners on one device would time each other; they take turns instead.
+
+    Whoever has the turn already has it again at once.
+
+    Args:
+        device: on which.
+        give_up: asked now and then while waiting; if it says so, there is no turn, and no waiting.
+    """
+    lane = lane_of(device)
+    if lane in (held := _held.get()):
+        yield
+        return
+    lock = _locked(lane, give_up)
+    token = _held.set(held | {lane})
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        if lock is not None:
+            lock.release()
+
+
+def lane_of(device: torch.device) -> str:
+    """The device's name among all processes of this host, whichever devices they can see."""
+    if device.type != "cuda":
+        return device.type
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # not in torch 2.6
+    return f"cuda-{device.index or 0}" if uuid is None else re.sub(r"[^\w-]", "-", f"cuda-{uuid}")
+
+
+def is_waiting() -> bool:
+    """Whether this process waits for its turn."""
+    return bool(_waiting)
+
+
+def pass_over(lane: str) -> None:
+    """From now on takes turns on a device by another lock: who holds this one will not let go."""
+    _passed[lane] = _passed.get(lane, 0) + 1
+
+
+def _locked(lane: str, give_up: Callable[[], bool]) -> FileLock | None:
     user = os.getuid() if hasattr(os, "getuid") else 0
-    name = f"autolora-{user}-{str(device).replace(':', '-')}.lock"
-    return FileLock(Path(gettempdir()) / name)
+    _waiting.append(lane)
+    try:
+        while not give_up():
+            number = _passed.get(lane, 0)
+            name = f"autolora-{user}-{lane}{f'-{number}' if number else ''}.lock"
+            lock = FileLock(Path(gettempdir()) / name)
+            try:
+                lock.acquire(timeout=_LOOK_SECONDS)
+            except Timeout:
+                continue  # perhaps it is another lock by now
+            return lock
+        return None
+    finally:
+        _waiting.remove(lane)
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autolora.cache.record import Record
+from autolora.environment import Environment
 from autolora.problem import Problem
 from autolora.tuning.estimate import Estimate
+from autolora.tuning.peers import ENDED, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,54 @@ class Progress:
     stage: str
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank of a run under torchrun did.
+
+    Args:
+        rank: its number.
+        host: that it ran on.
+        device: that it measured on, ``""`` if it did not come so far.
+        environment: of the device, None likewise.
+        measured: problems.
+        seconds: that these took.
+        busy: whether it was last heard of with a problem in hand.
+        state: ``"finished"``, ``"interrupted"``, ``"failed"``, ``"dead"`` where it fell silent,
+            ``"stuck"`` where it came to no end, or what it was at when this rank was interrupted.
+        error: why it failed.
+    """
+
+    rank: int
+    host: str
+    device: str
+    environment: Environment | None
+    measured: int
+    seconds: float
+    busy: bool
+    state: str
+    error: str
+
+    @classmethod
+    def of(cls, rank: int, said: State, lost: str, seconds: Sequence[float]) -> Share:
+        """From what the rank has said of itself, and what each of its records took."""
+        return cls(
+            rank=rank,
+            host=said.host,
+            device=said.device,
+            environment=said.environment,
+            measured=len(seconds),
+            seconds=sum(seconds),
+            busy=said.busy,
+            state=lost or said.phase,
+            error=said.error,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has not said how it ended."""
+        return self.state not in ENDED
+
+
 @dataclass(slots=True)
 class TuneResult:
     """What a tuning run did.
@@ -41,6 +92,9 @@ class TuneResult:
         failed: could not be measured, each with the reason.
         interrupted: by Ctrl-C.
         estimates: what would run unmeasured, for the effort ``"estimate"``, which writes nothing.
+        shares: what each rank did, where several shared the problems; then the records are those of
+            this rank's environment. Rank 0 alone has them, and all records.
+        parted: whether this rank had to write its records itself, since rank 0 was lost.
     """
 
     path: Path
@@ -50,6 +104,8 @@ class TuneResult:
     failed: list[tuple[Problem, str]] = field(default_factory=list)
     interrupted: bool = False
     estimates: list[Estimate] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    parted: bool = False
 
     @property
     def noisy(self) -> list[Record]:

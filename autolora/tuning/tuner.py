@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,36 +14,29 @@ import torch
 from autolora.cache.choice import lacks
 from autolora.cache.record import EFFORTS as RANKS
 from autolora.cache.record import Record
-from autolora.cache.store import TimingCache, search_path
+from autolora.cache.store import search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.space import find_graph, reference_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 from autolora.tuning.budget import Budget
+from autolora.tuning.claims import Claims, Job, cost
 from autolora.tuning.clock import is_out_of_memory, released
-from autolora.tuning.device import device_for, flops_per_ns
-from autolora.tuning.effort import ESTIMATE
+from autolora.tuning.cluster import Cluster
+from autolora.tuning.device import device_for, flops_per_ns, turn_on
+from autolora.tuning.effort import EFFORTS, ESTIMATE
 from autolora.tuning.estimate import estimate
+from autolora.tuning.keeping import Keeper
 from autolora.tuning.ladder import Ladder
+from autolora.tuning.letters import Letter
 from autolora.tuning.measurement import measure_problem
+from autolora.tuning.peers import STUCK_TIMES
 from autolora.tuning.result import Progress, TuneResult
 
 logger = logging.getLogger("autolora")
 
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A problem to be measured, and how: see :func:`tune_problems`."""
-
-    problem: Problem
-    place: torch.device
-    environment: Environment
-    effort: str
-    objectives: tuple[Objective, ...]
-    known: Record | None
-    also: frozenset[str]
-    gain: float  # without a budget 0
+_FULL = "out of memory"
 
 
 def tune_problems(
@@ -59,6 +52,7 @@ def tune_problems(
     objective: Objective | Sequence[Objective] = TIME,
     weights: Mapping[Problem, int] | None = None,
     between: bool = False,
+    cluster: Cluster | None = None,
 ) -> TuneResult:
     """Measures problems and publishes each record as soon as it is there.
 
@@ -80,6 +74,8 @@ def tune_problems(
             effort if that is higher, so that the new record serves whatever the old one did.
         weights: how many layers pose each problem, for sharing the budget; one unless given.
         between: measure also between two token counts of a problem where the winner changes.
+        cluster: the ranks that share the problems, each measuring them on the device that it was
+            given. Rank 0 alone writes, and knows what all did.
 
     Raises:
         AutoloraError: unknown effort, a budget that is none, no such device, unwritable cache.
@@ -94,15 +90,32 @@ def tune_problems(
     if effort == ESTIMATE:
         return TuneResult(path, estimates=[estimate(p, asked[0]) for p in distinct])
     places = {problem: device_for(problem, device) for problem in distinct}
-    store = TimingCache.load(path)
-    store.save()  # an unwritable file is found out before anything is measured, not after
-    run = _Run(store, effort, asked, force, seed, weights or {}, budget, on_progress)
+    if cluster is not None and distinct:
+        place = places[distinct[0]]
+        cluster.introduce(place, Environment.of(place))
+    claims = Claims(None if budget is None else Budget(budget), cluster)
+    run = _Run(path, distinct, effort, asked, force, seed, weights or {}, claims, on_progress)
     for problem in distinct:
         run.add(problem, places[problem])
-    run.go()
-    if between:
-        run.refine(places)
+    try:
+        run.go()
+        if between:
+            run.refine(places)
+        run.keeper.finish()
+    except KeyboardInterrupt:
+        run.result.interrupted = True
+    run.keeper.close(run.result)
+    run.result.unfinished = run.unfinished
     return run.result
+
+
+@dataclass(slots=True)
+class _Family:
+    """A problem at several token counts: on which device, at which, and at which next."""
+
+    place: torch.device
+    counts: list[int] = field(default_factory=list)
+    ladder: Ladder = field(default_factory=lambda: Ladder(_is_valid))
 
 
 class _Run:
@@ -110,31 +123,42 @@ class _Run:
 
     def __init__(
         self,
-        store: TimingCache,
+        path: Path,
+        problems: Sequence[Problem],
         effort: str,
         asked: tuple[Objective, ...],
         force: bool,
         seed: int,
         weights: Mapping[Problem, int],
-        budget: float | None,
+        claims: Claims,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.store, self.effort, self.asked = store, effort, asked
-        self.force, self.seed, self.weights = force, seed, weights
-        self.budget = None if budget is None else Budget(budget)
+        self.effort, self.asked, self.force, self.seed = effort, asked, force, seed
+        self.weights, self.claims, self.cluster = weights, claims, claims.cluster
         self.on_progress = on_progress
-        assert store.path is not None
-        self.result = TuneResult(store.path)
-        self.jobs: list[_Job] = []
+        self.result = TuneResult(path)
+        self.seen: set[Problem] = set()
+        self.done: set[Problem] = set()
+        self.open: dict[Problem, None] = {}  # not measured yet, by whomever
         self.start = time.monotonic()
         self.spent = 0.0  # of the costs of what is done
+        self.keeper = Keeper(path, problems, self.cluster, self._hear)
+
+    @property
+    def unfinished(self) -> list[Problem]:
+        """What nobody has measured."""
+        done = {record.problem for record in self.result.records}
+        return [problem for problem in self.open if problem not in done]
 
     def add(
         self, problem: Problem, place: torch.device, also: frozenset[str] = frozenset()
     ) -> None:
-        """Puts a problem on the list, unless the cache holds it already."""
+        """Puts a problem on the list, unless it was there or the cache holds it already."""
+        if problem in self.seen:
+            return
+        self.seen.add(problem)
         environment = Environment.of(place)
-        old = self.store.find(problem, environment)
+        old = self.keeper.store.find(problem, environment)
         hard, wanted = self.effort, self.asked
         if old is not None:
             lacking = any(lacks(old, each) for each in self.asked)
@@ -145,66 +169,62 @@ class _Run:
             hard = old.effort if enough and lacking else self.effort
             wanted += tuple(map(Objective, old.objectives))
         known = None if self.force else old
-        gain = 0.0
-        if self.budget is not None:
-            gain = self.weights.get(problem, 1) * _step_ns(problem, place)
-        self.jobs.append(_Job(problem, place, environment, hard, wanted, known, also, gain))
+        asks = self.claims.budget is not None or self.cluster is not None
+        step = _step_ns(problem, place) if asks else 0.0
+        weight = self.weights.get(problem, 1)
+        self.claims.add(Job(problem, place, environment, hard, wanted, known, also, step, weight))
+        self.open[problem] = None
 
     def go(self) -> None:
-        """Measures what is on the list, with a budget what promises most first."""
-        self.jobs.sort(key=lambda job: job.gain, reverse=True)  # stays as it is without a budget
-        left = sum(job.gain for job in self.jobs)
-        while self.jobs and not self.result.interrupted:
-            job = self.jobs[0]
-            if self.budget is not None:
-                step = _step_ns(job.problem, job.place)
-                effort = self.budget.effort(job.gain / left, step, job.effort)
-                left -= job.gain
-                if effort is None:
-                    self.result.unfinished.append(self.jobs.pop(0).problem)
-                    continue
-                job = replace(job, effort=effort)
-            self._measure(job)
-        self.result.unfinished += [job.problem for job in self.jobs]
-        self.jobs.clear()
+        """Measures what is on the list, as far as it falls to this process."""
+        self.claims.sort()
+        while (place := self.claims.place) is not None:
+            with turn_on(place, self.keeper.is_cut_off):
+                self.keeper.take_in()
+                if (job := self.claims.next(place)) is not None:
+                    self._measure(job)
+            if self.cluster is not None:
+                self.cluster.make_way()
 
     def refine(self, places: Mapping[Problem, torch.device]) -> None:
         """Adds token counts where the winner changes, until little can be lost between them."""
-        families: dict[Problem, tuple[list[int], torch.device]] = {}
+        families: dict[Problem, _Family] = {}
         for problem, place in places.items():
-            families.setdefault(problem.at(1), ([], place))[0].append(problem.tokens)
-        ladders = {family: Ladder(_is_valid) for family in families}
+            families.setdefault(problem.at(1), _Family(place)).counts.append(problem.tokens)
+        if self.cluster is not None:
+            self.cluster.come_between()
+            self.keeper.wait(self.cluster.others_are_between)
+            for problem in sorted(families, key=cost, reverse=True):
+                if self.claims.family(Environment.of(families[problem].place), problem):
+                    self._grow({problem: families[problem]})
+            if not self.keeper.writes:
+                return
+            self.keeper.wait_for_alike()  # so that what they added is known, and not lost with them
+        self._grow(families)
+
+    def _grow(self, families: Mapping[Problem, _Family]) -> None:
         grown = True
-        while grown and not self.result.interrupted and not self.result.unfinished:
+        while grown and not self.claims.late:
             grown = False
-            for family, (counts, place) in families.items():
-                records = self._known(family, counts, place)
-                for tokens in ladders[family].more(records):
-                    if tokens not in counts:  # else it could not be measured
-                        counts.append(tokens)
-                        also = frozenset(ladders[family].expected(tokens, records))
-                        self.add(family.at(tokens), place, also)
+            for problem, family in families.items():
+                records = self._known(problem, family)
+                for tokens in family.ladder.more(records):
+                    if tokens not in family.counts:  # else it could not be measured
+                        family.counts.append(tokens)
+                        also = frozenset(family.ladder.expected(tokens, records))
+                        self.add(problem.at(tokens), family.place, also)
                         grown = True
             self.go()
 
-    def _known(
-        self, family: Problem, counts: Sequence[int], place: torch.device
-    ) -> dict[int, Record]:
-        found = self.store.same_but_tokens(family, Environment.of(place))
-        return {count: found[count] for count in counts if count in found}
+    def _known(self, problem: Problem, family: _Family) -> dict[int, Record]:
+        found = self.keeper.store.same_but_tokens(problem, Environment.of(family.place))
+        return {count: found[count] for count in family.counts if count in found}
 
-    def _measure(self, job: _Job) -> None:
-        """The first job of the list, and its record into the file."""
-        result, problem = self.result, job.problem
-        done = len(result.records) + len(result.failed)
-        total = done + len(self.jobs)
-
-        def tell(stage: str, done: int = done) -> None:
-            if self.on_progress is not None:
-                left = self._seconds_left()
-                self.on_progress(Progress(done, total, problem, left, stage))
-
-        full = False
+    def _measure(self, job: Job) -> None:
+        """A job, and its record into the file."""
+        problem, reason = job.problem, ""
+        if self.cluster is not None:
+            self.cluster.take(STUCK_TIMES * EFFORTS[job.effort].expected(job.step))
         try:
             record = measure_problem(
                 problem,
@@ -212,50 +232,61 @@ class _Run:
                 job.environment,
                 effort=job.effort,
                 seed=self.seed,
-                on_stage=tell,
+                on_stage=partial(self._tell, problem),
                 objective=job.objectives,
                 known=job.known,
-                also=job.also | self._neighbours(job),
+                also=job.also | self.keeper.winners_near(problem, job.environment),
             )
-            self.store.publish(record)
-        except KeyboardInterrupt:
-            result.interrupted = True
-            return
+            self.keeper.keep(record)
         except AutoloraError as error:
             logger.warning("autolora: %s was not measured: %s", problem, error)
-            result.failed.append((problem, str(error)))
+            reason = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             logger.warning("autolora: %s does not fit the memory of %s", problem, job.place)
-            result.failed.append((problem, "out of memory"))
-            full = True
-        else:
-            result.records.append(record)
-            if self.budget is not None:
-                step = _step_ns(problem, job.place)
-                self.budget.learn(job.effort, step, record.seconds)
-        if full:  # and the error, which held the tensors, is gone
+            reason = _FULL
+        if reason == _FULL:  # and the error, which held the tensors, is gone
             released(job.place)
-        self.jobs.pop(0)
-        self.spent += _cost(problem)
-        tell("done", done + 1)
+        if reason:
+            self.keeper.fail(problem, reason)
+            self._settle(problem, None, reason)
+        else:
+            self.claims.learn(job, record.seconds)
+            self._settle(problem, record)
 
-    def _neighbours(self, job: _Job) -> frozenset[str]:
-        """The winners at the token counts next to a job's, so that what they are can be compared.
+    def _hear(self, letter: Letter) -> None:
+        """What another rank has measured, or could not."""
+        problem, reason = letter.problem, f"{letter.reason} (rank {letter.rank})"
+        if self.cluster is None or not self.cluster.is_alike(letter.rank):
+            if (problem, reason) not in self.result.failed:
+                self.result.failed.append((problem, reason))
+        elif problem in self.done:
+            pass  # heard before
+        elif self.keeper.writes:
+            self._settle(problem, letter.record, reason)
+        else:
+            self.seen.add(problem)
+            self.open.pop(problem, None)
 
-        Look-up interpolates between the times of graphs that two records have in common.
-        """
-        counts = self.store.token_counts(job.problem).get(job.environment, [])
-        place = bisect_left(counts, job.problem.tokens)
-        near = [c for c in counts[max(place - 1, 0) : place + 2] if c != job.problem.tokens]
-        records = (self.store.find(job.problem.at(count), job.environment) for count in near)
-        return frozenset(record.winner for record in records if record is not None)
+    def _settle(self, problem: Problem, record: Record | None, reason: str = "") -> None:
+        """A problem is done."""
+        self.seen.add(problem)
+        self.done.add(problem)
+        self.open.pop(problem, None)
+        self.spent += cost(problem)
+        if record is not None:
+            self.result.records.append(record)
+        else:
+            self.result.failed.append((problem, reason))
+        self._tell(problem, "done")
 
-    def _seconds_left(self) -> float | None:
-        elapsed = time.monotonic() - self.start
-        left = sum(_cost(job.problem) for job in self.jobs)
-        return elapsed * left / self.spent if self.spent else None
+    def _tell(self, problem: Problem, stage: str) -> None:
+        if self.on_progress is not None:
+            done = len(self.result.records) + len(self.result.failed)
+            elapsed, left = time.monotonic() - self.start, sum(map(cost, self.open))
+            seconds = elapsed * left / self.spent if self.spent else None
+            self.on_progress(Progress(done, done + len(self.open), problem, seconds, stage))
 
 
 def _is_valid(name: str, problem: Problem) -> bool:
@@ -265,8 +296,3 @@ def _is_valid(name: str, problem: Problem) -> bool:
 def _step_ns(problem: Problem, place: torch.device) -> float:
     """What a step along the reference graph takes about."""
     return reference_graph(problem).flops(problem) / flops_per_ns(place, problem.dtype)
-
-
-def _cost(problem: Problem) -> float:
-    """Grows with the time that a problem takes to measure."""
-    return 1e9 + reference_graph(problem).flops(problem)
