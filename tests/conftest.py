@@ -16,6 +16,7 @@ def _own_cache(tmp_path, monkeypatch):
     """Every test has a cache file of its own, and no memory of another test's."""
     monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
     monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "user"))
     plan.refresh()
     for variable in (intent.VARIABLE, intent.LIMIT_VARIABLE, strict.VARIABLE):
         monkeypatch.delenv(variable, raising=False)

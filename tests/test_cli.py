@@ -63,7 +63,7 @@ COMMANDS = [
     ("explain",),
     ("check",),
     ("cache",),
-    ("cache", "path"),
+    *(("cache", verb) for verb in ("path", "merge", "validate", "diff", "prune", "export")),
     ("demo",),
 ]
 
@@ -80,7 +80,17 @@ def test_help_fits_a_small_screen(command, capsys, monkeypatch):
     assert command == ("cache",) or "autolora " in shown.partition("usage:")[2]
 
 
-@pytest.mark.parametrize("command", [("--help",), ("cache", "path"), ("show",)], ids=" ".join)
+WITHOUT_TORCH = [
+    ("--help",),
+    ("show",),
+    ("cache", "path"),  # as long as there are no records that could fit the machine
+    ("cache", "path", "--write"),
+    ("cache", "validate", "none.json"),
+    ("cache", "merge", "none.json", "-o", "x.json"),
+]
+
+
+@pytest.mark.parametrize("command", WITHOUT_TORCH, ids=" ".join)
 def test_what_needs_no_torch_does_not_wait_for_it(command):
     code = (
         "import sys; from autolora.cli import main\n"
@@ -275,7 +285,7 @@ R = ("--rank", "2")
         (("tune", "model.py", "--rank", "9" * 30), "must be at most 2147483647"),
         (("demo", "--rank", "100000"), "rank must be at most 512"),
         (("demo", "--dtype", "fp16"), "float16 trains with loss scaling only"),
-        (("cache",), "required: path"),
+        (("cache",), "which verb? one of path, merge"),
         ((), "which command?"),
         (("tuen",), "invalid choice: 'tuen'"),
     ],
@@ -480,17 +490,6 @@ def test_tune_refuses_what_does_not_go_together(say, options, complaint):
     assert said.code != 0
     assert complaint in said.err
     assert "Traceback" not in said.err
-
-
-# ---- cache path
-
-
-def test_cache_path(say, tmp_path, monkeypatch):
-    monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(("here.json", "/there.json")))
-    assert say("cache", "path").out == "here.json\n"
-    document = say("cache", "path", "--json").json
-    assert document["path"] == "here.json"
-    assert document["reads"][:2] == ["here.json", "/there.json"]
 
 
 # ---- demo

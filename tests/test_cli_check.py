@@ -271,7 +271,7 @@ def test_bad_input_is_one_clear_error(say, tmp_path, monkeypatch, words, message
 def test_an_unwritable_cache_is_found_out_before_anything_is_timed(say, monkeypatch):
     monkeypatch.setattr(room, "check_records", lambda *_, **__: pytest.fail("timed"))
     keep(record_of())
-    monkeypatch.setattr("autolora.cache.store.LIMIT", 0)
+    monkeypatch.setattr("autolora.cache.writing.LIMIT", 0)
     code, _, err = say("--fix")
     assert code == 2
     assert "cannot write the timing cache" in err

@@ -168,6 +168,13 @@ def test_torchrun_ends_all_when_one_has_died_and_nothing_is_lost(path):
 # ---- what all ranks agree on
 
 
+def test_a_wrong_option_is_told_by_rank_0_alone(capsys, monkeypatch):
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main(["tune", "model.py", "--effort", "huge"]) == 2
+        assert capsys.readouterr().err.count("autolora: error: ") == (rank == "0")
+
+
 def test_bad_input_is_told_once(path):
     said = end(start(("tune", "missing.py", *QUICK)))
     assert [(code, out) for code, out, _ in said] == [(2, ""), (2, "")]

@@ -1,5 +1,6 @@
 import itertools
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,38 @@ def test_a_merge_keeps_the_better_of_each_pair(drawn):
     }
 
 
+@given(st.lists(SEVERAL, min_size=3, max_size=5), st.randoms())
+def test_no_merged_file_holds_a_worse_record_than_any_of_its_sources(
+    tmp_path_factory, drawn, chance
+):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    paths = [TimingCache(held, folder / f"{n}.json").save() for n, held in enumerate(drawn)]
+    chance.shuffle(paths)
+    for path in paths:
+        TimingCache.load(path).save(folder / "out.json")
+    merged = {(r.problem, r.environment): r for r in TimingCache.load(folder / "out.json").records}
+    inputs = list(itertools.chain(*drawn))
+    for record in inputs:
+        kept = merged[record.problem, record.environment]
+        assert better(kept, record) == kept
+        assert merit(kept) >= merit(record)
+    assert all(any(kept == record for record in inputs) for kept in merged.values())
+
+
+def merit(record):
+    """What makes one record better than another, read from its JSON by the words of the README."""
+    value = json.loads(record.line)
+    winner = next(c for c in value["candidates"] if c["graph"] == value["winner"])
+    return (
+        ["estimate", "quick", "normal", "thorough"].index(value["effort"]),
+        len(value["objectives"]),
+        winner["rounds"],
+        -winner["spread_ns"] / winner["median_ns"],
+        value["measured_at"],
+        record.line,
+    )
+
+
 def test_any_order_of_publishing_ends_in_the_same_bytes(tmp_path):
     drawn = [make_record(64), make_record(64, seconds=9.0), make_record(64, effort="quick")]
     written = set()
@@ -259,3 +292,78 @@ def test_a_replacement_that_cannot_be_written_can_be_tried_again(path, monkeypat
     assert TimingCache.load(path).records == [WORSE]
     with pytest.raises(AutoloraError, match="no path"):
         TimingCache([OLD]).replace(OLD, WORSE)
+
+
+# --- taking records out ------------------------------------------------------------------------
+
+
+def wide(record):
+    return record.problem.tokens >= 128
+
+
+def test_what_is_not_kept_is_taken_out_and_the_others_stay_to_the_byte(path, warnings):
+    records = [make_record(64), make_record(64, environment=OLDER), make_record(128)]
+    TimingCache(records, path).save()
+    lines = path.read_text().splitlines()
+    assert TimingCache.rewrite(path, wide) == (1, 2)
+    assert TimingCache.load(path).records == [make_record(128)]
+    assert set(path.read_text().splitlines()) == {
+        each.rstrip(",") if "tokens" in each or CPU.id in each[:20] else each
+        for each in lines
+        if '"tokens":64' not in each and OLDER.id not in each[:20]
+    }
+    assert TimingCache.rewrite(path, wide) == (1, 0)
+    assert warnings() == []
+
+
+def test_taking_out_loses_nothing_that_others_write_meanwhile(path):
+    TimingCache([make_record(64), make_record(128)], path).save()
+    theirs = TimingCache.load(path)
+
+    def keep(record):
+        if not path.with_name("asked").exists():  # only once, or it would never end
+            path.with_name("asked").touch()
+            others = parse(path.read_bytes())
+            others.add(make_record(256))
+            others.add(make_record(32))
+            path.write_bytes(render(others))  # as by a host that does not see our lock
+        return wide(record)
+
+    assert TimingCache.rewrite(path, keep) == (2, 2)
+    assert [record.problem.tokens for record in TimingCache.load(path).records] == [128, 256]
+    assert len(theirs.records) == 2
+
+
+def test_what_is_damaged_is_set_aside_before_records_are_taken_out(path, warnings):
+    TimingCache([make_record(64), make_record(128), make_record(256)], path).save()
+    text = path.read_text().replace('"effort":"normal"', '"effort":"heroic"', 1)
+    path.write_text(text)
+    assert TimingCache.rewrite(path, lambda record: record.problem.tokens != 128) == (1, 1)
+    assert TimingCache.load(path).records == [make_record(256)]
+    assert path.with_name(f"{path.name}.corrupt-1").read_text() == text
+    assert len(warnings()) == 1
+
+
+@pytest.mark.parametrize("content", ['{"schema_version":2}', None])
+def test_from_a_file_that_must_not_be_written_nothing_is_taken_out(path, content):
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(AutoloraError, match="cannot write the timing cache"):
+        TimingCache.rewrite(path, wide)
+    assert path.is_dir() if content is None else path.read_text() == content
+
+
+def test_what_decides_may_fail_and_the_file_stays(path):
+    TimingCache([make_record(64)], path).save()
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        TimingCache.rewrite(path, lambda record: 1 / 0)
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+
+
+def test_a_file_that_is_not_there_is_not_made(path):
+    assert TimingCache.rewrite(path, wide) == (0, 0)
+    assert list(path.parent.iterdir()) == []

@@ -12,6 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 LARGEST = 2**53 - 1  # the largest whole number that every JSON reader holds exactly
+LONGEST = 10**6  # characters of one record or environment; real ones have thousands
+
+_PIECES = (16_000, 128_000, LONGEST)  # since each is copied; the first does for most
 
 
 def whole(name: str, value: object, *, least: int = 0) -> int:
@@ -67,16 +70,42 @@ def loads(json_text: str) -> Any:
         ValueError: it is none, or too deep or too large to be read.
     """
     try:
-        return json.loads(
-            json_text, parse_constant=_not_json, object_pairs_hook=_without_duplicates
-        )
+        return _DECODER.decode(json_text)
     except (RecursionError, MemoryError) as error:
         raise ValueError("nested too deeply or too large") from error
 
 
+def entry(text: str, start: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at a character of a text, and where it ends.
+
+    Only so much of the text is looked at as one value may have, whatever the rest is.
+
+    Raises:
+        ValueError: it is none, or longer than :data:`LONGEST`.
+    """
+    cause: Exception = ValueError()
+    for most in _PIECES:
+        piece = text[start : start + most]
+        whole = len(piece) < most
+        try:
+            value, end = _DECODER.raw_decode(piece)
+        except (ValueError, RecursionError, MemoryError) as error:
+            cause = error
+        else:
+            if whole or end < len(piece):  # a number could go on behind the piece
+                return value, start + end
+        if whole:
+            break
+    else:
+        raise ValueError(f"an entry is no JSON, or longer than {LONGEST:,} characters") from cause
+    if isinstance(cause, ValueError):
+        raise cause
+    raise ValueError("nested too deeply or too large") from cause
+
+
 def dumps(value: Any) -> str:
     """The one canonical text of a value: ASCII, compact, members in the order given."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def _not_json(constant: str) -> NoReturn:
@@ -88,3 +117,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("an object has a member twice")
     return value
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_not_json, object_pairs_hook=_without_duplicates)

@@ -8,13 +8,15 @@ parsed. Any other JSON of the same content is read too, only slower.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from autolora.cache.checks import dumps, loads, members
+from autolora.cache.checks import dumps, members
 from autolora.cache.record import Record
 from autolora.cache.table import Key, Table
+from autolora.cache.walk import Walk
 from autolora.environment import Environment
 
 SCHEMA_VERSION = 1
@@ -23,7 +25,8 @@ _MEMBERS = ("schema_version", "environments", "records")
 _START = f'{{"schema_version":{SCHEMA_VERSION},\n"environments":{{'
 _MIDDLE = '},\n"records":['
 _END = "]}\n"
-_VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d{1,100})\s*[,}]', re.ASCII)
+_MOST_SPOILT = 10_000  # else reading a hostile file would take minutes
+_VERSION = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"schema_version"\s*:\s*(\d{1,100})\s*[,}]')
 
 
 class NewerSchema(Exception):
@@ -40,10 +43,10 @@ def parse(data: bytes) -> Table:
         NewerSchema: a newer autolora wrote it.
         ValueError: it is no cache file, or half of one.
     """
-    text = data.decode("utf-8-sig")
     # Asked first, since the rest of a newer file may be anything.
-    if (version := _VERSION.match(text)) and int(version[1]) > SCHEMA_VERSION:
+    if (version := _VERSION.match(data)) and int(version[1]) > SCHEMA_VERSION:
         raise NewerSchema
+    text = data.decode("utf-8-sig")
     table = _from_lines(text)
     return _from_json(text) if table is None else table
 
@@ -74,7 +77,7 @@ def _from_lines(text: str) -> Table | None:
     if middle < 0 or not text.startswith(_START) or not text.endswith(_END):
         return None
     try:
-        environments = dict(map(_environment, loads(f"{{{text[len(_START) : middle]}}}").items()))
+        environments = _environments(text, middle)
     except ValueError:
         return None
     lines: dict[Key, str] = {}
@@ -100,34 +103,68 @@ def _items(text: str, start: int, end: int) -> Iterator[str]:
     yield text[start:last]
 
 
+def _environments(text: str, end: int) -> dict[str, Environment]:
+    """Those of a text in that layout.
+
+    Raises:
+        ValueError: one is none, or they do not end there.
+    """
+    walk = Walk(text, len(_START) - 1)
+    found = dict(_environment(name, walk.value()) for name in walk.members())
+    if walk.at != end + 1:
+        raise ValueError("something else stands there")
+    return found
+
+
 def _from_json(text: str) -> Table:
     """The table of any JSON text; each environment and record is checked at once."""
-    value = loads(text)
-    version = value.get("schema_version") if isinstance(value, dict) else None
+    places, version = _outline(text)
     if type(version) is int and version > SCHEMA_VERSION:
         raise NewerSchema
-    file = members("a cache file", value, _MEMBERS)
+    members("a cache file", places, _MEMBERS)
     if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(f"schema_version must be {SCHEMA_VERSION}")
-    environments, records = file["environments"], file["records"]
-    if not isinstance(environments, dict) or not isinstance(records, list):
-        raise ValueError("environments must be an object, records a list")
     table = Table()
-    for item in environments.items():
-        try:
-            table.environments.update([_environment(item)])
-        except ValueError as error:
-            table.spoilt.append(str(error))
-    for record in records:
-        try:
+    entries = Walk(text, places["environments"])
+    for name in entries.members():
+        value = entries.value()
+        with _spoiling(table):
+            table.environments.update([_environment(name, value)])
+    for record in Walk(text, places["records"]).items():
+        with _spoiling(table):
             table.add(Record.from_json(record, table.environments))
-        except ValueError as error:
-            table.spoilt.append(str(error))
+        table.forget()  # here, where the text is there as well, they would be too much
     return table
 
 
-def _environment(item: tuple[str, Any]) -> tuple[str, Environment]:
-    name, value = item
+def _outline(text: str) -> tuple[dict[str, int], Any]:
+    """Where the values of a file's members begin, and that of ``schema_version``."""
+    walk = Walk(text)
+    places: dict[str, int] = {}
+    version = None
+    for name in walk.members():
+        places[name] = walk.at
+        if name == "schema_version":
+            version = walk.value()
+        else:
+            walk.skip()
+    if walk.peek():
+        raise ValueError(f"more follows behind its end, at character {walk.at}")
+    return places, version
+
+
+@contextlib.contextmanager
+def _spoiling(table: Table) -> Iterator[None]:
+    """Counts an entry as spoilt where it proves to be none."""
+    try:
+        yield
+    except ValueError as error:
+        table.spoilt.append(str(error))
+        if len(table.spoilt) > _MOST_SPOILT:
+            raise ValueError(f"more than {_MOST_SPOILT:,} entries cannot be used") from error
+
+
+def _environment(name: str, value: Any) -> tuple[str, Environment]:
     environment = Environment.from_json(value)
     if environment.id != name:
         raise ValueError("an environment's id must be derived from its content")

@@ -16,6 +16,11 @@ def default_path() -> Path:
     return Path(platformdirs.user_cache_dir("autolora")) / FILE_NAME
 
 
+def site_path() -> Path:
+    """The file in the site-wide cache folder, which is read last."""
+    return Path(platformdirs.site_cache_dir("autolora")) / FILE_NAME
+
+
 def search_path() -> list[Path]:
     """The cache files to read, in order; the first is the one to write.
 
@@ -25,5 +30,4 @@ def search_path() -> list[Path]:
     given = [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip()]
     # PTH: Path.expanduser raises where there is no such home; this leaves the entry as it stands
     own = [Path(os.path.expanduser(entry)) for entry in given] or [default_path()]  # noqa: PTH111
-    site = Path(platformdirs.site_cache_dir("autolora")) / FILE_NAME
-    return list(dict.fromkeys((*own, site)))
+    return list(dict.fromkeys((*own, site_path())))

@@ -1,21 +1,23 @@
 """The timing cache: records in memory and the JSON file that holds them.
 
 Reading never fails: what cannot be read is one warning and an empty cache. Writing joins: nobody's
-records are lost, and what was in the way is kept beside the file.
+records are lost, what was in the way is kept beside the file, and what cannot be written there is
+written elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from autolora.cache.document import NewerSchema, parse, render
-from autolora.cache.files import LIMIT, Unreadable, locked, read, replace, set_aside
+from autolora.cache.document import NewerSchema, render
+from autolora.cache.files import Unreadable
 from autolora.cache.paths import default_path, search_path
 from autolora.cache.record import Record
+from autolora.cache.rescue import Rescue
 from autolora.cache.table import Key, Table, family_of
+from autolora.cache.writing import join, read_table, rewrite
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.problem import Problem
@@ -37,8 +39,10 @@ class TimingCache:
         self.path = None if path is None else Path(path)
         self._table = Table()
         self._told = False
+        self._unsaved: set[Key] = set()  # what no file holds
+        self._rescue = Rescue()
         for record in records:
-            self._table.add(record)
+            self._add(record)
 
     @classmethod
     def load(cls, path: Path | str) -> TimingCache:
@@ -49,7 +53,7 @@ class TimingCache:
         """
         cache = cls(path=path)
         try:
-            cache._table, damage = _read(Path(path))
+            cache._table, damage = read_table(Path(path))
         except (Unreadable, NewerSchema) as error:
             damage = str(error)
         if damage:
@@ -102,15 +106,17 @@ class TimingCache:
         """
         merged = TimingCache(path=self.path)
         merged._table = self._table.joined(other._table)
+        merged._unsaved = self._unsaved | other._unsaved
         return merged
 
-    def publish(self, record: Record) -> Path:
-        """Joins one record and saves.
+    def publish(self, *records: Record) -> Path:
+        """Joins records and saves.
 
         Raises:
             AutoloraError: as :meth:`save` does.
         """
-        self._table.add(record)
+        for record in records:
+            self._add(record)
         return self.save()
 
     def replace(self, old: Record, new: Record) -> Path:
@@ -132,8 +138,9 @@ class TimingCache:
         """
         place = self._place()
         self._table.drop(old)
-        self._table.add(new)
-        _join(place, TimingCache([new])._table, without=old)
+        key = self._add(new)
+        self._written(place, TimingCache([new])._table, without=old)
+        self._unsaved.discard(key)
         return place
 
     def save(self, path: Path | str | None = None) -> Path:
@@ -149,13 +156,35 @@ class TimingCache:
             The file written.
 
         Raises:
-            AutoloraError: it cannot be read or written, or a newer autolora wrote it.
+            AutoloraError: it cannot be read or written, or a newer autolora wrote it. Records that
+                are in no file yet have then been written to one that the message names.
         """
         place = self._place(path)
         self._table.settle()
         self._tell()
-        self._table = _join(place, self._table)
+        self._table = self._written(place, self._table)
+        self._unsaved.clear()
+        self._rescue.drop()
         return place
+
+    @classmethod
+    def rewrite(cls, path: Path | str, keep: Callable[[Record], bool]) -> tuple[int, int]:
+        """Takes records out of a file for good.
+
+        Done under the lock, so that nothing is lost that others write meanwhile. Damaged parts are
+        set aside as :meth:`save` does.
+
+        Args:
+            path: of the file.
+            keep: says of each record whether it stays; asked again if somebody else wrote.
+
+        Returns:
+            How many records were kept, and how many taken out.
+
+        Raises:
+            AutoloraError: as :meth:`save` does.
+        """
+        return rewrite(Path(path), keep)
 
     def _place(self, path: Path | str | None = None) -> Path:
         place = self.path if path is None else Path(path)
@@ -163,65 +192,26 @@ class TimingCache:
             raise AutoloraError("this timing cache has no path; save it with save(path)")
         return place
 
+    def _add(self, record: Record) -> Key:
+        self._table.add(record)
+        key = Key.of(record.problem, record.environment)
+        self._unsaved.add(key)
+        return key
+
+    def _written(self, place: Path, table: Table, without: Record | None = None) -> Table:
+        """The table joined with that of the file; or an error that says where the records are."""
+        try:
+            return join(place, table, without)
+        except AutoloraError as error:
+            unsaved = self._table.part(self._unsaved)
+            if not unsaved.lines:
+                raise
+            kept = self._rescue.keep(render(unsaved), len(unsaved.lines), place)
+            raise AutoloraError(f"{error}; {kept}") from error
+
     def _tell(self) -> None:
         """Warns once of records that cannot be used; one that proved bad has all checked."""
         if self._table.damage and not self._told:
             self._told = True
             self._table.settle()
             logger.warning("autolora: in the timing cache %s, %s", self.path, self._table.damage)
-
-
-def _read(path: Path) -> tuple[Table, str]:
-    """The table of a file, and what makes the file as a whole corrupt, ``""`` if nothing does.
-
-    Raises:
-        Unreadable: it cannot be read.
-        NewerSchema: a newer autolora wrote it.
-    """
-    data = read(path)
-    if data is None:
-        return Table(), ""
-    try:
-        return parse(data), ""
-    except ValueError as error:
-        return Table(), f"it is corrupt ({str(error)[:200]})"
-
-
-def _join(place: Path, table: Table, without: Record | None = None) -> Table:
-    """Joins a checked table with that of a file, which is written anew; gives what was written.
-
-    Args:
-        place: the file.
-        table: to be joined.
-        without: a record that is taken out of the file first.
-
-    Raises:
-        AutoloraError: it cannot be read or written, or a newer autolora wrote it.
-    """
-    try:
-        target = Path(os.path.realpath(place))  # a symbolic link stays one, and locks agree
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target):
-            return _write(target, table, without)
-    except (OSError, Unreadable, NewerSchema) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise AutoloraError(
-            f"cannot write the timing cache {place}: {cause}; mend that, or name another file "
-            "with --cache or AUTOLORA_CACHE"
-        ) from error
-
-
-def _write(target: Path, table: Table, without: Record | None) -> Table:
-    present, damage = _read(target)
-    present.settle(known=table)
-    if without is not None:
-        present.drop(without)
-    joined = present.joined(table)
-    data = render(joined)
-    if len(data) > LIMIT:
-        raise OSError(f"it would be larger than {LIMIT // 10**6} MB")
-    if damage := damage or present.damage:
-        kept = set_aside(target)
-        logger.warning("autolora: of the timing cache %s, %s; kept as %s", target, damage, kept)
-    replace(target, data)
-    return joined

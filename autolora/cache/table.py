@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import NamedTuple
 
-from autolora.cache.checks import dumps, loads
+from autolora.cache.checks import LONGEST, dumps, loads
 from autolora.cache.record import Record, better
 from autolora.environment import Environment
 from autolora.problem import Problem
@@ -27,7 +27,7 @@ _HEAD = re.compile(
     + ",".join(rf'"{name}":([1-9]\d{{0,15}})' for name in _SIZES)
     + "(,"
     + ",".join(rf'"{name}":{_VALUE}' for name in _REST)
-    + r'\}),"environment":"([0-9a-f]{12})",.*\}',
+    + r'\}),"environment":"([0-9a-f]{12})",',
     re.ASCII,
 )
 
@@ -59,8 +59,8 @@ class Key(NamedTuple):
     @classmethod
     def of_line(cls, line: str) -> Key | None:
         """The key of a line that is written as :attr:`Record.line` writes; else None."""
-        match = _HEAD.fullmatch(line)
-        if match is None:
+        match = _HEAD.match(line)
+        if match is None or not line.endswith("}"):
             return None
         in_features, out_features, tokens, rank = map(int, match.groups()[:4])
         return cls(in_features, out_features, rank, match[5], tokens, match[6])
@@ -123,12 +123,13 @@ class Table:
         if line is None or key in self._records:
             return self._records.get(key)
         try:
+            _of_length(line)
             record = Record.from_json(loads(line), self.environments)
+            self._keep(key, record)
         except ValueError as error:
             self.spoilt.append(str(error))
             self.lines.pop(key, None)
             return None
-        self._keep(key, record)
         return record
 
     def settle(self, known: Table | None = None) -> None:
@@ -146,12 +147,23 @@ class Table:
         self._keep(key, record if known is None else better(record, known))
         self._families = None
 
+    def forget(self) -> None:
+        """Keeps of the records that have been checked only the lines, which take less memory."""
+        self._records.clear()
+
     def drop(self, record: Record) -> None:
         """Takes a record out, if what stands in its place is that one to the letter."""
         key = Key.of(record.problem, record.environment)
         if (known := self.record(key)) is not None and known.line == record.line:
             del self.lines[key], self._records[key]
             self._families = None
+
+    def part(self, keys: Iterable[Key]) -> Table:
+        """Some of the records."""
+        found = [key for key in keys if key in self.lines]
+        result = Table(self.environments, {key: self.lines[key] for key in found})
+        result._records = {key: self._records[key] for key in found if key in self._records}
+        return result
 
     def joined(self, other: Table) -> Table:
         """The records of both, the better one where both have one."""
@@ -177,5 +189,11 @@ class Table:
         return self._families.get(family, {})
 
     def _keep(self, key: Key, record: Record) -> None:
+        self.lines[key] = _of_length(record.line)
         self._records[key] = record
-        self.lines[key] = record.line
+
+
+def _of_length(line: str) -> str:
+    if len(line) > LONGEST:
+        raise ValueError(f"a record is longer than {LONGEST:,} characters")
+    return line

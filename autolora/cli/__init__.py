@@ -1,7 +1,8 @@
 """The command line: the only room that prints or reads ``sys.argv``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a winner of the cache has
-drifted, 2 something the user can mend, 130 interrupted.
+drifted, or a file is not valid or differs from another, 2 something the user can mend, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Sequence
 
 from autolora.errors import AutoloraError
 
-DRIFTED, MENDABLE, INTERRUPTED = 1, 2, 130
+DRIFTED = INVALID = DIFFERENT = 1
+MENDABLE, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with listening():
-            options = parse(sys.argv[1:] if argv is None else argv)
+            try:
+                options = parse(sys.argv[1:] if argv is None else argv)
+            except AutoloraError:
+                if os.environ.get("RANK", "0") == "0":
+                    raise
+                return MENDABLE  # under torchrun: rank 0 was given the same words, and says so
             code: int = options.run(options)
             sys.stdout.flush()
             return code

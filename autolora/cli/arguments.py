@@ -20,6 +20,7 @@ DTYPES = {
 }
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_AGES = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
 def count(text: str) -> int:
@@ -51,6 +52,15 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"must be a time above 0, such as 90, 60s, 5m or 1h, not {text!r}"
         )
+    return value
+
+
+def age(text: str) -> float:
+    """Seconds, of an age as people write it: ``12h``, ``90d``, ``4w``."""
+    match = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{1,9})?)([hdw])", text.strip().lower())
+    value = 0.0 if match is None else float(match[1]) * _AGES[match[2]]
+    if not value:
+        raise argparse.ArgumentTypeError(f"must be an age, such as 12h, 90d or 4w, not {text!r}")
     return value
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
-from importlib import import_module
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from autolora.cache.record import EFFORTS
 from autolora.cli import arguments, options
-from autolora.errors import AutoloraError
+from autolora.cli.cache_parser import add_cache
+from autolora.cli.commands import Parser, add_command, described
 from autolora.version import __version__
 
 MANY = 10_000  # problems that are not measured without a yes
@@ -21,12 +20,12 @@ give the same result; autolora times them on the device that will train the
 model and keeps the winners in a cache, which the layers read while training.
 
 commands:
-  tune        measure a model's LoRA layers, keep the winners in the cache
-  show        show what the cache holds
-  explain     say which graph each layer of a model would run, and why
-  check       time winners of the cache again, say which no longer win
-  cache path  say where the cache is
-  demo        tune and train a small built-in model, and compare
+  tune     measure a model's LoRA layers, keep the winners in the cache
+  show     show what the cache holds
+  explain  say which graph each layer of a model would run, and why
+  check    time winners of the cache again, say which no longer win
+  cache    path, merge, validate, diff, prune, export: work on cache files
+  demo     tune and train a small built-in model, and compare
 """
 _FIRST_STEPS = """\
 first steps:
@@ -48,14 +47,6 @@ tokens reach each layer. It runs without its numbers: no memory, little time.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are short and end like every other error of ours."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the whole usage."""
-        raise AutoloraError(f"{message} (see '{self.prog} --help')")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of a command; ``.run`` carries it out.
 
@@ -65,12 +56,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     given = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
     if not hasattr(given, "run"):
-        parser.error("which command? one of tune, show, explain, check, cache path, demo")
+        parser.error("which command? one of tune, show, explain, check, cache, demo")
     return given
 
 
 def _parser() -> Parser:
-    parser = _described(Parser, "autolora", _DESCRIPTION, _FIRST_STEPS)
+    parser = described(Parser, "autolora", _DESCRIPTION, _FIRST_STEPS)
     parser.usage = "autolora COMMAND [options]"
     parser.add_argument("--version", action="version", version=f"autolora {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, parser_class=Parser)
@@ -78,13 +69,13 @@ def _parser() -> Parser:
     _add_show(commands)
     _add_explain(commands)
     _add_check(commands)
-    _add_cache(commands)
+    add_cache(commands)
     _add_demo(commands)
     return parser
 
 
 def _add_tune(commands: Any) -> None:
-    tune = _command(
+    tune = add_command(
         commands,
         "tune",
         "TARGET [options]",
@@ -124,7 +115,7 @@ def _add_tune(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    show = _command(
+    show = add_command(
         commands,
         "show",
         "[options]",
@@ -146,7 +137,7 @@ def _add_show(commands: Any) -> None:
 
 
 def _add_explain(commands: Any) -> None:
-    explain = _command(
+    explain = add_command(
         commands,
         "explain",
         "TARGET [options]",
@@ -161,7 +152,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _add_check(commands: Any) -> None:
-    check = _command(
+    check = add_command(
         commands,
         "check",
         "[options]",
@@ -200,27 +191,8 @@ def _add_check(commands: Any) -> None:
     options.add_json(check)
 
 
-def _add_cache(commands: Any) -> None:
-    cache = _command(commands, "cache", "path", "", "  path  print the path of the cache file\n")
-    nouns = cache.add_subparsers(
-        metavar="path", help=argparse.SUPPRESS, required=True, parser_class=Parser
-    )
-    path = _command(
-        nouns,
-        "path",
-        "[--json]",
-        "Prints the path of the file that 'autolora tune' writes: the first of\n"
-        "AUTOLORA_CACHE, or timings.v1.json in the user's cache folder. --json lists all\n"
-        "files that are read.",
-        'example:\n  cp "$(autolora cache path)" /shared/timings.json\n',
-        prog="autolora cache path",
-        run="autolora.cli.path",
-    )
-    options.add_json(path)
-
-
 def _add_demo(commands: Any) -> None:
-    demo = _command(
+    demo = add_command(
         commands,
         "demo",
         "[options]",
@@ -243,40 +215,3 @@ def _add_demo(commands: Any) -> None:
     options.add_dtype(demo, "--dtype", "of the model (float32)")
     options.add_device(demo)
     options.add_json(demo)
-
-
-def _command(
-    commands: Any,
-    name: str,
-    usage: str,
-    description: str,
-    epilog: str = "",
-    *,
-    prog: str = "",
-    run: str = "",
-) -> Parser:
-    prog = prog or f"autolora {name}"
-    parser = _described(partial(commands.add_parser, name), prog, description, epilog)
-    parser.usage = f"{prog} {usage}"
-    if description:
-        parser.set_defaults(run=_later(run or f"autolora.cli.{name}"))
-    return parser
-
-
-def _described(make: Callable[..., Parser], prog: str, description: str, epilog: str) -> Parser:
-    return make(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
-        allow_abbrev=False,
-    )
-
-
-def _later(module: str) -> Callable[[argparse.Namespace], int]:
-    """The ``run`` of a command's module, imported when it is called: torch takes a second."""
-
-    def run(given: argparse.Namespace) -> int:
-        return import_module(module).run(given)  # type: ignore[no-any-return]
-
-    return run
