@@ -119,7 +119,7 @@ BAD = [
     (("prune", "good.json", "--older-than", "0d"), "such as 12h, 90d or 4w, not '0d'"),
     (("prune", "--older-than", "90d"), "timings.v1.json cannot be used: there is no such file"),
     (("prune", "*.json", "--older-than", "90d"), "is 4 files; prune one at a time"),
-    (("prune", "good.json", "--older-than", "1h"), "would remove all of 2 records of good.json"),
+    (("prune", "good.json", "--older-than", "1h"), "would leave none of 2 records in good.json"),
     (("prune", "good.json", "--older-than", "1h", "-o", "x"), "-o goes with standard input only"),
     (("prune", "-", "--older-than", "1h", "--json"), "--json would stand beside the pruned file"),
     (("prune", "broken.json", "--older-than", "1h"), "broken.json cannot be used"),
@@ -634,7 +634,7 @@ def test_prune_never_removes_all_without_a_yes(say, mixed):
     before = path.read_bytes()
     said = say("prune", "--older-than", "1h")
     assert said.code == 2
-    assert "this would remove all of 4 records" in said.err
+    assert "this would leave none of 4 records" in said.err
     assert path.read_bytes() == before
     assert say("prune", "--older-than", "1h", "--yes").code == 0
     assert held(path) == []

@@ -42,7 +42,7 @@ def run(options: Namespace) -> int:
     left = len(joined.records) - len(gone)
     if gone and not left and not (options.yes or options.dry_run):
         raise AutoloraError(
-            f"this would remove all of {count(len(gone), 'record')} of {file.name}; say --yes if "
+            f"this would leave none of {count(len(gone), 'record')} in {file.name}; say --yes if "
             "that is meant"
         )
     if not options.dry_run:

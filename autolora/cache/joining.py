@@ -1,0 +1,291 @@
+"""Joining many tables into one, with what came from where and how each conflict was decided.
+
+The join is that of :meth:`~autolora.cache.table.Table.joined`, and in whichever order the tables
+come, the result is the same. But a line is checked only if it may stand there. Of records that
+compete, what decides between them is read from their lines, and then the best is checked; so tables
+that hold the same problems cost little more than one of them. What is wrong with a record that
+loses may go unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from autolora.cache.record import EFFORTS, Record
+from autolora.cache.store import TimingCache
+from autolora.cache.table import Key, Table
+from autolora.environment import Environment
+
+TEXT = "text"  # what decides where nothing else does: the greater line
+
+_NAME = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_CLAIM = re.compile(  # as Record.line writes them, from the environment on
+    r'"environment":"[0-9a-f]{12}","effort":"(\w+)","objectives":\[([a-z",]*)\],'
+    rf'"winner":({_NAME}),"reference":{_NAME},"flops_choice":{_NAME},'
+    r'"floor_ns":(?:null|[0-9]+),"measured_at":"([0-9TZ:-]{20})",',
+    re.ASCII,
+)
+_TIMES = re.compile(r'"median_ns":([1-9][0-9]{0,15}),"spread_ns":([0-9]{1,16}),"rounds":([0-9]+),')
+
+
+class Merit(NamedTuple):
+    """What decides between two records of one problem and environment, most important first.
+
+    The order is that of :func:`~autolora.cache.record.better`.
+
+    Args:
+        effort: its place in :data:`~autolora.cache.record.EFFORTS`.
+        objectives: how many.
+        rounds: of the winner.
+        steadiness: minus the winner's relative spread.
+        measured_at: when.
+    """
+
+    effort: int
+    objectives: int
+    rounds: int
+    steadiness: float
+    measured_at: str
+
+    @classmethod
+    def of(cls, record: Record) -> Merit:
+        """The merit of a record."""
+        winner = record.candidate(record.winner)
+        spread = (winner and winner.spread_ns) or 0
+        return cls(
+            EFFORTS.index(record.effort),
+            len(record.objectives),
+            record.rounds,
+            -spread / record.median_ns,
+            record.measured_at,
+        )
+
+    @classmethod
+    def of_line(cls, line: str) -> Merit | None:
+        """What a line says its merit is, without a check; None if it is not written as usual."""
+        claim = _CLAIM.search(line)
+        if claim is None or claim[1] not in EFFORTS:
+            return None
+        # No value before the candidates is a list of objects, and none in them is named so.
+        start = line.find('"candidates":[', claim.end())
+        winner = f'{{"graph":{claim[3]},'
+        place = line.find(winner, start)
+        times = _TIMES.match(line, place + len(winner)) if min(start, place) >= 0 else None
+        if times is None:
+            return None
+        median, spread, rounds = map(int, times.groups())
+        objectives = claim[2].count('"') // 2
+        return cls(EFFORTS.index(claim[1]), objectives, rounds, -spread / median, claim[4])
+
+    def decided_by(self, other: Merit) -> str:
+        """The first field in which two merits differ, :data:`TEXT` if none does."""
+        pairs = zip(self._fields, self, other, strict=True)
+        return next((name for name, mine, theirs in pairs if mine != theirs), TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table to be joined, by the name that its users know.
+
+    Args:
+        name: such as the path of its file.
+        table: its records.
+    """
+
+    name: str
+    table: Table
+
+
+@dataclass(slots=True)
+class Share:
+    """What a source brought to a join.
+
+    Args:
+        name: of the source.
+        taken: records that stand in the result because of it.
+        equal: those that an earlier source holds as well.
+        worse: those in whose place another source's stands.
+        spoilt: why others could not be used.
+    """
+
+    name: str
+    taken: int = 0
+    equal: int = 0
+    worse: int = 0
+    spoilt: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        """How many it has that can be used."""
+        return self.taken + self.equal + self.worse
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with some of its entries in words, ``""`` if nothing is known to be."""
+        return Table(spoilt=self.spoilt).damage
+
+
+class Conflict(NamedTuple):
+    """Two sources with different records of one problem in one environment.
+
+    Args:
+        key: of the records.
+        winner: the source whose record is in the result.
+        loser: the other source.
+        won: the merit of the winner's record.
+        lost: that of the loser's.
+    """
+
+    key: Key
+    winner: str
+    loser: str
+    won: Merit
+    lost: Merit
+
+    @property
+    def decided_by(self) -> str:
+        """The field of :class:`Merit` that decided, or :data:`TEXT`."""
+        return self.won.decided_by(self.lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The outcome of a join.
+
+    Args:
+        table: the records, each checked.
+        shares: what each source brought, in the order of the sources.
+        conflicts: in the order of the records.
+    """
+
+    table: Table
+    shares: list[Share]
+    conflicts: list[Conflict]
+
+    @property
+    def records(self) -> list[Record]:
+        """The records in the order of a file."""
+        found = map(self.table.record, sorted(self.table.lines))
+        return [record for record in found if record is not None]
+
+    @property
+    def environments(self) -> dict[str, Environment]:
+        """The environments that records are of, by id."""
+        used = {key.environment for key in self.table.lines}
+        return {name: self.table.environments[name] for name in sorted(used)}
+
+
+class _Rival(NamedTuple):
+    """One of the records that compete for a key, and the numbers of the sources that have it."""
+
+    merit: Merit
+    line: str
+    sources: list[int]
+
+
+def join(sources: Iterable[Source]) -> Joined:
+    """Joins tables: of each problem and environment the better record.
+
+    Args:
+        sources: each is asked for once, and its table is not kept.
+    """
+    table, shares = Table(), []
+    claims: dict[Key, dict[str, tuple[int, ...]]] = {}  # not lists: there may be millions
+    for number, source in enumerate(sources):
+        shares.append(Share(source.name, spoilt=list(source.table.spoilt)))
+        table.environments.update(source.table.environments)
+        for key, line in source.table.lines.items():
+            rivals = claims.setdefault(key, {})
+            rivals[line] = (*rivals.get(line, ()), number)
+    conflicts: list[Conflict] = []
+    for key in sorted(claims):
+        lines = claims.pop(key)
+        if len(lines) == 1:  # nothing to decide
+            ((line, numbers),) = lines.items()
+            table.lines[key] = line
+            if _is_sound(table, key, shares, numbers):
+                _count(shares, numbers)
+        else:
+            conflicts += _decide(table, key, lines, shares)
+    return Joined(table, shares, conflicts)
+
+
+def save(joined: Joined, path: Path | str) -> TimingCache:
+    """Joins the outcome with what a file holds by now, and writes the file.
+
+    Returns:
+        What the file holds afterwards.
+
+    Raises:
+        AutoloraError: it cannot be read or written, or a newer autolora wrote it.
+    """
+    cache = TimingCache(path=path)
+    cache._table = joined.table  # its records are checked, and need not be written out again
+    cache.save()
+    return cache
+
+
+def _decide(
+    table: Table, key: Key, lines: Mapping[str, tuple[int, ...]], shares: list[Share]
+) -> Iterator[Conflict]:
+    """Puts the best line of a key into the table; an unusable one makes place for the next."""
+    rivals = _rivals(table, key, lines, shares)
+    while rivals:
+        best = rivals[0]
+        table.lines[key] = best.line
+        if _is_sound(table, key, shares, best.sources):
+            break
+        del rivals[0]
+    if not rivals:
+        return
+    _count(shares, best.sources)
+    winner = shares[min(best.sources)].name
+    for rival in rivals[1:]:
+        for number in rival.sources:
+            shares[number].worse += 1
+            yield Conflict(key, winner, shares[number].name, best.merit, rival.merit)
+
+
+def _rivals(
+    table: Table, key: Key, lines: Mapping[str, tuple[int, ...]], shares: list[Share]
+) -> list[_Rival]:
+    """The records that compete, the best first; each is as good as its line says."""
+    claimed = {line: Merit.of_line(line) for line in lines}
+    often = Counter(claimed.values())
+    found: dict[str, _Rival] = {}
+    for line, numbers in lines.items():
+        merit = claimed[line]
+        if merit is None or often[merit] > 1:  # the text decides: not any but the canonical one
+            alone = Table(table.environments, {key: line})
+            if (record := alone.record(key)) is None:
+                _spoil(shares, numbers, alone.spoilt[0])
+                continue
+            merit, line = Merit.of(record), record.line
+        known = found.setdefault(line, _Rival(merit, line, []))
+        known.sources.extend(numbers)
+    return sorted(found.values(), reverse=True)
+
+
+def _is_sound(table: Table, key: Key, shares: list[Share], numbers: Iterable[int]) -> bool:
+    """Whether the line of a key holds a record; if not it is dropped, and its sources are told."""
+    if table.record(key) is not None:
+        return True
+    _spoil(shares, numbers, table.spoilt.pop())
+    return False
+
+
+def _count(shares: list[Share], numbers: Iterable[int]) -> None:
+    first, *others = sorted(numbers)
+    shares[first].taken += 1
+    for number in others:
+        shares[number].equal += 1
+
+
+def _spoil(shares: list[Share], numbers: Iterable[int], reason: str) -> None:
+    for number in numbers:
+        shares[number].spoilt.append(reason)
