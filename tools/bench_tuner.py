@@ -13,7 +13,8 @@ interpolated choice is from the best of all graphs there.
 
 *Every valid graph* is each composition with BLAS alone, with oneDNN wherever it can be, and with
 the library for each product that is faster in isolation; then, for the best few compositions, with
-every choice of libraries. One that is beaten by half in two rounds is not timed further.
+every choice of libraries. One that is beaten by half in two rounds is not timed further, unless
+``--keep-beaten`` is given.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import random
 import tempfile
@@ -88,6 +90,9 @@ def main() -> None:
     parser.add_argument("--problems", nargs="*", type=int, default=range(len(PROBLEMS)))
     parser.add_argument("--effort", default="normal", help="of the tuner")
     parser.add_argument("--paper-seconds", type=float, default=6.0, help="per graph, in its way")
+    parser.add_argument(
+        "--keep-beaten", action="store_true", help="time every valid graph to the end"
+    )
     parser.add_argument("--tokens", help="LOW:HIGH: show interpolated choices instead")
     parser.add_argument("--counts", type=int, default=40, help="of unseen token counts")
     parser.add_argument("--json", type=Path, help="also write every figure to this file")
@@ -99,7 +104,12 @@ def main() -> None:
             rows = unseen_counts(Tokens.of(options.tokens), options.counts, options.effort)
         else:
             rows = [
-                regrets(PROBLEMS[number], options.effort, options.paper_seconds)
+                regrets(
+                    PROBLEMS[number],
+                    options.effort,
+                    options.paper_seconds,
+                    math.inf if options.keep_beaten else HOPELESS,
+                )
                 for number in options.problems
             ]
             summarise(rows)
@@ -107,7 +117,7 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def regrets(problem, effort, paper_seconds):
+def regrets(problem, effort, paper_seconds, hopeless):
     """The five choices for a problem, timed together; prints and gives a row."""
     environment = Environment.of(CPU)
     chosen, seconds = {}, {}
@@ -117,7 +127,7 @@ def regrets(problem, effort, paper_seconds):
         chosen[name] = choose()
         seconds[name] = time.perf_counter() - start
 
-    timed("exhaustive", lambda: exhaustive(problem, TIMES))
+    timed("exhaustive", lambda: exhaustive(problem, TIMES, hopeless))
     timed("tuner", lambda: measure_problem(problem, CPU, environment, effort=effort))
     with a_busy_neighbour():
         timed("busy", lambda: measure_problem(problem, CPU, environment, effort=effort))
@@ -166,7 +176,7 @@ def summarise(rows):
     print(f"beside a busy neighbour {said} of {len(rows)} were said to be too noisy{worst}")
 
 
-def exhaustive(problem, times):
+def exhaustive(problem, times, hopeless=HOPELESS):
     """The fastest accurate graph of all."""
     data = Data.random(problem, CPU)
     rng = random.Random(0)
@@ -184,7 +194,7 @@ def exhaustive(problem, times):
             taken[graph].append(cpu_measure(steps[graph]))
         if number == 1:
             best = min(min(each) for each in taken.values())
-            running = [g for g in running if min(taken[g]) <= HOPELESS * best]
+            running = [g for g in running if min(taken[g]) <= hopeless * best]
     running.sort(key=lambda graph: typical(taken[graph]))
     few = list(dict.fromkeys(replace(g, onednn=frozenset()) for g in running[:BEST]))[:8]
     some = [

@@ -162,22 +162,18 @@ class Keeper:
         """Puts records into this rank's cache, and from there into the file if it writes that."""
         if not self.writes:
             self.store = self.store.merge(TimingCache(records))
-            return
-        if len(records) > 1 and not self._unsaved:
-            # All but one at once; but a cache that has told where its records are stays the same.
-            self.store, records = self.store.merge(TimingCache(records[1:])), records[:1]
-        for record in records:
+        elif records:
             try:
-                self.store.publish(record)
+                self.store.publish(*records)
                 self._unsaved = False
-            except AutoloraError as error:
+            except AutoloraError as error:  # which says where the records are instead
                 self._unsaved = True
                 logger.warning("autolora: %s", error)
 
     def _save(self) -> None:
-        if self._unsaved:
-            self.store.save()
-            self._unsaved = False
+        """Writes what the file did not take, or has lost to a host that does not heed its lock."""
+        self.store.save()
+        self._unsaved = False
 
 
 def _of_families(store: TimingCache, problems: Iterable[Problem]) -> list[Record]:
