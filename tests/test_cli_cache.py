@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from records import CPU, H100, OLDER, REFERENCE, SAVED, XEON, make_problem, make_record
+from test_cli import Said
 
 from autolora.cache.document import parse
 from autolora.cache.store import TimingCache, search_path
@@ -21,17 +22,6 @@ from autolora.cli.path import obstacle_to_writing
 from autolora.environment import Environment
 
 NODE = replace(CPU, device_name="[bold]Node 7[/bold]")
-
-
-class Said:
-    """What a command said."""
-
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self):
-        return json.loads(self.out)
 
 
 @pytest.fixture

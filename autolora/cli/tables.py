@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autolora.cache.record import Record
 from autolora.cli.console import clean
-from autolora.cli.figures import align, bar, duration, percent, ratio
+from autolora.cli.figures import align, bar, count, duration, percent, ratio
 from autolora.problem import PLAIN_GRADIENTS, Problem
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def record_table(
 
 def environment_title(environment: Environment) -> list[Text]:
     """A line that names a machine, and one that names its libraries."""
-    units = "threads" if environment.device == "cpu" else "multiprocessors"
-    machine = f"{environment.device_name}, {environment.units} {units}"
+    unit = "thread" if environment.device == "cpu" else "multiprocessor"
+    machine = f"{environment.device_name}, {count(environment.units, unit)}"
     libraries = f"{environment.capability}, torch {environment.torch}, {environment.blas}"
     if environment.float32_matmul_precision != "highest":
         libraries += f", float32 products in {environment.float32_matmul_precision} precision"
