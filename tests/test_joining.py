@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from records import CPU, H100, MERGED, REFERENCE, SAVED, make_candidate, make_record, records
 
 from autolora.cache.document import parse, render
-from autolora.cache.joining import TEXT, Merit, Source, join, save
+from autolora.cache.joining import Source, join, save
+from autolora.cache.merit import TEXT, Merit
 from autolora.cache.record import Record, better
 from autolora.cache.store import TimingCache
 from autolora.cache.table import Key, Table

@@ -66,6 +66,14 @@ def render(table: Table) -> bytes:
     return "".join(parts).encode("ascii")
 
 
+def text_of(records: Iterable[Record]) -> str:
+    """The text of a file of records, fit to be sent to another process."""
+    table = Table()
+    for record in records:
+        table.add(record)
+    return render(table).decode("ascii")
+
+
 def _block(items: Iterable[str]) -> str:
     joined = ",\n".join(items)
     return f"\n{joined}\n" if joined else ""

@@ -15,13 +15,12 @@ from typing import Any
 
 from autolora.cache.candidate import Candidate, Verdict
 from autolora.cache.checks import dumps, members, real, text, whole
+from autolora.cache.merit import EFFORTS, Merit
 from autolora.environment import Environment
 from autolora.objective import KINDS
 from autolora.problem import Problem
 
 __all__ = ["EFFORTS", "Candidate", "Record", "Scalar", "Verdict", "better"]
-
-EFFORTS = ("estimate", "quick", "normal", "thorough")
 
 Scalar = str | int | float | bool | None
 
@@ -221,16 +220,9 @@ def better(a: Record, b: Record) -> Record:
     Higher effort, then more objectives, then more rounds, then smaller relative spread, then newer,
     then the text. A total order, so that merging is commutative, associative and idempotent.
     """
-    if (merit := _merit(a)) != (other := _merit(b)):
+    if (merit := Merit.of(a)) != (other := Merit.of(b)):
         return a if merit > other else b
     return max(a, b, key=lambda record: record.line)
-
-
-def _merit(record: Record) -> tuple[int, int, int, float, str]:
-    winner = record._timed(record.winner)
-    spread = (winner.spread_ns or 0) / _median(winner)
-    effort = EFFORTS.index(record.effort)
-    return effort, len(record.objectives), winner.rounds, -spread, record.measured_at
 
 
 def _median(candidate: Candidate) -> int:

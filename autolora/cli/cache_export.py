@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.joining import Joined, Source, join, save
+from autolora.cache.joining import Joined, join, save
 from autolora.cache.store import search_path
-from autolora.cache.table import Table
 from autolora.cli.cache_environments import chosen, listed
 from autolora.cli.cache_merge import write_out
 from autolora.cli.cache_words import environment_line, environments_by_id
@@ -33,7 +33,9 @@ def run(options: Namespace) -> int:
     joined = join(sources_of(_files(options.files), {}))
     warn_of_damage(joined)
     environments = chosen(options.environment, joined.environments)
-    exported = _only({environment.id for environment in environments}, joined)
+    wanted = {environment.id for environment in environments}
+    keys = (key for key in joined.table.lines if key.environment in wanted)
+    exported = replace(joined, table=joined.table.part(keys))
     if not exported.table.lines:
         named = "; ".join(map(environment_line, environments))
         raise AutoloraError(
@@ -61,14 +63,6 @@ def _files(words: list[str]) -> list[CacheFile]:
     if not files:
         raise AutoloraError("no cache file of the search path is there; 'autolora tune' makes one")
     return files
-
-
-def _only(environments: set[str], joined: Joined) -> Joined:
-    """The records of some environments."""
-    lines = {
-        key: line for key, line in joined.table.lines.items() if key.environment in environments
-    }
-    return join([Source("", Table(joined.environments, lines))])
 
 
 def _json(exported: Joined, out: Path, held: int) -> dict[str, Any]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.joining import Joined, Source, join, save
+from autolora.cache.joining import Joined, join, save
 from autolora.cache.record import Record
 from autolora.cache.store import TimingCache, search_path
-from autolora.cache.table import Table
+from autolora.cache.table import Key
 from autolora.cli.cache_environments import chosen
 from autolora.cli.cache_merge import write_out
 from autolora.cli.cache_words import environment_line, environments_by_id
@@ -101,10 +102,8 @@ def _keep(environments: Sequence[Environment], older_than: float | None) -> Keep
 
 def _write(joined: Joined, keep: Keep, output: str | None) -> None:
     """Writes the records that stay to a file, which is joined with them, or to standard output."""
-    table = Table()
-    for record in filter(keep, joined.records):
-        table.add(record)
-    pruned = join([Source("", table)])
+    kept = (Key.of(r.problem, r.environment) for r in joined.records if keep(r))
+    pruned = replace(joined, table=joined.table.part(kept))
     if output in (None, STANDARD):
         write_out(pruned)
     elif output is not None:

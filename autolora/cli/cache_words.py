@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from autolora.cache.joining import TEXT, Conflict
-from autolora.cache.record import EFFORTS
+from autolora.cache.joining import Conflict
+from autolora.cache.merit import EFFORTS, TEXT
 from autolora.cache.table import Key
 from autolora.cli.tables import call_title, environment_title
 from autolora.environment import Environment

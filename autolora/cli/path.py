@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autolora.cache.closest import kinship
 from autolora.cache.files import Unreadable
 from autolora.cache.paths import search_path, site_path
 from autolora.cache.table import Table
@@ -46,11 +47,10 @@ class _Layer:
 
     def related(self, environment: Environment) -> int:
         """How many are of the same device under other libraries or settings."""
-        device = (environment.device, environment.device_name)
         return sum(
             self.records[name]
             for name, other in self.environments.items()
-            if other != environment and (other.device, other.device_name) == device
+            if other != environment and kinship(environment, other)
         )
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from autolora.cache.checks import dumps, loads, members, text
-from autolora.cache.document import NewerSchema, parse, render
+from autolora.cache.document import NewerSchema, parse, text_of
 from autolora.cache.lookup import Lookup
 from autolora.cache.record import Record
 from autolora.cache.store import TimingCache
-from autolora.cache.table import Table
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.objective import Objective
@@ -98,7 +97,7 @@ def write_message(plan: Plan, environments: Mapping[str, Environment]) -> str:
             "objective": plan.objective.kind,
             "max_saved_bytes": plan.objective.max_saved_bytes,
             "environments": [environment.to_json() for environment in environments.values()],
-            "files": [[_shown(layer), _document(layer)] for layer in plan.lookup.layers],
+            "files": [[_shown(layer), text_of(layer.records)] for layer in plan.lookup.layers],
         }
     )
 
@@ -138,13 +137,6 @@ def _shown(layer: TimingCache) -> str:
     """The path of a file, fit to be printed elsewhere."""
     path = str(layer.path)
     return "".join(c if c.isprintable() else "?" for c in path)[:_LONGEST_PATH] or "?"
-
-
-def _document(layer: TimingCache) -> str:
-    table = Table()
-    for record in layer.records:
-        table.add(record)
-    return render(table).decode("ascii")
 
 
 def _layer(file: Any) -> TimingCache:

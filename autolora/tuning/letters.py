@@ -9,9 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from autolora.cache.checks import dumps, loads, members, text
-from autolora.cache.document import NewerSchema, parse, render
+from autolora.cache.document import NewerSchema, parse, text_of
 from autolora.cache.record import Record
-from autolora.cache.table import Table
 from autolora.problem import Problem
 from autolora.tuning.line import Line
 from autolora.tuning.peers import one_line
@@ -54,7 +53,7 @@ class Letters:
         held = list(records)
         parts = [held[start : start + _PART] for start in range(0, len(held), _PART)]
         for number, part in enumerate(parts):
-            self.line.ask(partial(self.store.set, f"known/{number}", document(part)))
+            self.line.ask(partial(self.store.set, f"known/{number}", text_of(part)))
         self.line.ask(partial(self.store.set, "known", str(len(parts))))
 
     def published(self) -> list[Record] | None:
@@ -75,7 +74,7 @@ class Letters:
             said = dumps({"failed": letter.problem.to_json(), "reason": _short(letter.reason)})
         else:
             self.seconds[letter.rank].append(letter.record.seconds)
-            said = document([letter.record])
+            said = text_of([letter.record])
         self.line.ask(partial(self.store.set, f"letter/{letter.rank}/{number}", said))
 
     def new(self, rank: int, sent: int) -> Iterator[Letter]:
@@ -101,14 +100,6 @@ class Letters:
 
     def _get(self, key: str) -> bytes | None:
         return self.store.get(key) if self.store.check([key]) else None
-
-
-def document(records: Iterable[Record]) -> str:
-    """The text of a cache file of these records."""
-    table = Table()
-    for record in records:
-        table.add(record)
-    return render(table).decode("ascii")
 
 
 def records_of(said: bytes) -> list[Record]:
