@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_ranks import free_port
 from one_layer import TALL, record_of
 from records import H100, REFERENCE
 from torch import distributed
@@ -286,12 +286,6 @@ if rank == 1:
     autolora.accelerate(lonely)
 tell(held=first)
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run_ranks(code, tmp_path, threads, caches):

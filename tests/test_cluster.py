@@ -528,26 +528,8 @@ def test_a_turn_is_one_process_at_a_time_and_includes_itself(turns):
     assert is_free(turns)
 
 
-def test_another_thread_of_the_same_process_waits_as_well(turns):
-    with turn_on(PLACE):
-        entered = threading.Event()
-
-        def enter():
-            with turn_on(PLACE):
-                entered.set()
-
-        thread = threading.Thread(target=enter, daemon=True)
-        thread.start()
-        until(device.is_waiting)
-        assert not entered.is_set()
-    thread.join(60)
-    assert entered.is_set()
-    assert not device.is_waiting()
-
-
-def test_who_does_not_let_go_is_passed_over(turns):
-    held = FileLock(turns)
-    held.acquire()
+def waiting_thread():
+    """A thread that waits for its turn, and what is set once it has that."""
     entered = threading.Event()
 
     def enter():
@@ -557,6 +539,22 @@ def test_who_does_not_let_go_is_passed_over(turns):
     thread = threading.Thread(target=enter, daemon=True)
     thread.start()
     until(device.is_waiting)
+    return thread, entered
+
+
+def test_another_thread_of_the_same_process_waits_as_well(turns):
+    with turn_on(PLACE):
+        thread, entered = waiting_thread()
+        assert not entered.is_set()
+    thread.join(60)
+    assert entered.is_set()
+    assert not device.is_waiting()
+
+
+def test_who_does_not_let_go_is_passed_over(turns):
+    held = FileLock(turns)
+    held.acquire()
+    _, entered = waiting_thread()
     pass_over("cpu")
     assert entered.wait(60)
     with pytest.raises(Timeout):

@@ -1,18 +1,15 @@
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from publishing import let_go, start_publishing
 from records import make_record
 
 from autolora.cache import files, locking
 from autolora.cache.store import TimingCache
 from autolora.errors import AutoloraError
-
-ROOT = Path(files.__file__).parents[2]
 
 
 def names(folder):
@@ -161,38 +158,6 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(path):
 
 
 # --- several processes -------------------------------------------------------------------------
-
-PUBLISH = """
-import sys
-from itertools import count, islice
-from autolora.cache.store import TimingCache
-from records import make_record
-path, first, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-cache = TimingCache.load(path)
-print("ready", flush=True)
-sys.stdin.readline()
-for tokens in islice(count(first), number or None):
-    cache.publish(make_record(tokens))
-    print(tokens, flush=True)
-"""
-
-
-def start_publishing(path, first, number):
-    """A process that publishes records of ``number`` token counts (0: no end) when told to."""
-    folders = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
-    return subprocess.Popen(
-        [sys.executable, "-c", PUBLISH, str(path), str(first), str(number)],
-        env={**os.environ, "PYTHONPATH": folders},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def let_go(process):
-    assert process.stdout.readline() == "ready\n"
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def test_processes_that_publish_at_once_lose_nothing(path, warnings):

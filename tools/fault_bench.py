@@ -31,38 +31,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from fault_speed import speed, write_records
-from hostile import EMPTY, EXAMPLE, HOSTILE, dense_record, read_apart, real_file, run
+from hostile import EMPTY, EXAMPLE, HOSTILE, dense_record, read_apart, real_file
+from publishing import let_go, start_publishing
 
 from autolora.cache.document import parse
 from autolora.cache.files import LIMIT
 from autolora.cache.store import TimingCache
 
-PUBLISH = """
-import contextlib, sys
-from itertools import count, islice
-from autolora.cache import exchange
-from autolora.cache.store import TimingCache
-from records import make_record
-path, first, number, locks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-if locks == "unlocked":
-    exchange.locked = lambda target: contextlib.nullcontext()
-cache = TimingCache.load(path)
-print("ready", flush=True)
-sys.stdin.readline()
-for tokens in islice(count(first), number or None):
-    cache.publish(make_record(tokens))
-    print(tokens, flush=True)
-"""
-
 
 def publish_at_once(path, processes, records, locks):
     """Has several processes publish at once; how many records the file then lacks, or spoilt."""
-    started = [run(PUBLISH, path, 1 + 1000 * n, records, locks) for n in range(processes)]
+    started = [start_publishing(path, 1 + 1000 * n, records, locks) for n in range(processes)]
     for process in started:
-        process.stdout.readline()
-    for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
+        let_go(process)
     failed = [process.communicate() for process in started if process.wait(600)]
     wanted = {1 + 1000 * n + k for n in range(processes) for k in range(records)}
     return len(wanted - tokens_in(path)) + len(failed)
@@ -103,10 +84,8 @@ def kills(folder):
     lost, torn = 0, 0
     for attempt in range(200):
         path = folder / f"killed{attempt // 25}.json"
-        process = run(PUBLISH, path, 1 + 1000 * attempt, 0, "locked")
-        process.stdout.readline()
-        process.stdin.write("\n")
-        process.stdin.flush()
+        process = start_publishing(path, 1 + 1000 * attempt, 0)
+        let_go(process)
         process.stdout.readline()
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
