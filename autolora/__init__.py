@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from autolora.version import __version__
 
 if TYPE_CHECKING:
-    from autolora.cache.store import TimingCache
+    from autolora.cache.files.store import TimingCache
+    from autolora.capture.recording import record
     from autolora.errors import AutoloraError, MissError
     from autolora.nn.explanation import explain
     from autolora.nn.frozen import freeze, unfreeze
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from autolora.nn.strict import strict
     from autolora.problem import Problem
     from autolora.tuning.entry import tune
-    from autolora.tuning.recording import record
 
 __all__ = [
     "AutoloraError",
@@ -48,12 +48,12 @@ _HOMES = {
     "LoRALinear": "autolora.nn.linear",
     "MissError": "autolora.errors",
     "Problem": "autolora.problem",
-    "TimingCache": "autolora.cache.store",
+    "TimingCache": "autolora.cache.files.store",
     "accelerate": "autolora.nn.peft",
     "add_lora": "autolora.nn.linear",
     "explain": "autolora.nn.explanation",
     "freeze": "autolora.nn.frozen",
-    "record": "autolora.tuning.recording",
+    "record": "autolora.capture.recording",
     "restore": "autolora.nn.peft",
     "strict": "autolora.nn.strict",
     "tune": "autolora.tuning.entry",

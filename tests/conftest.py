@@ -7,8 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from autolora.nn import intent, plan, strict, untuned
-from autolora.tuning import clock, conditions, measurement
+from autolora.nn import defaults, dispatch, strict, unmeasured
+from autolora.timing import clock, conditions, measurement
 
 
 @pytest.fixture(autouse=True)
@@ -17,16 +17,16 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
     monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "user"))
-    plan.refresh()
-    for variable in (intent.VARIABLE, intent.LIMIT_VARIABLE, strict.VARIABLE):
+    dispatch.refresh()
+    for variable in (defaults.VARIABLE, defaults.LIMIT_VARIABLE, strict.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(strict, "_told", None)
-    intent.forget_warnings()
+    defaults.forget_warnings()
     strict._meaning.cache_clear()
-    untuned.forget_notices()
+    unmeasured.forget_notices()
     torch.manual_seed(0)
     yield
-    plan.refresh()
+    dispatch.refresh()
 
 
 @pytest.fixture(autouse=True)

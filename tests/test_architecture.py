@@ -9,75 +9,46 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "autolora"
 
-# room → the rooms it may import, beside itself and what everybody may: errors and version
+# folder or module → the rooms that it may import, beside itself and what everybody may
 MAY_IMPORT = {
     "problem": set(),
     "objective": set(),
     "environment": set(),
-    "graphs.contraction": set(),
-    "graphs.tensors": {"problem", "graphs.contraction"},
-    "graphs.forward": {"problem", "graphs.contraction", "graphs.tensors"},
-    "graphs.backward": {"problem", "graphs.contraction", "graphs.tensors"},
-    "graphs.baseline": {"problem", "graphs.contraction", "graphs.tensors"},
-    "graphs.graph": {
-        "problem",
-        "graphs.contraction",
-        "graphs.tensors",
-        "graphs.forward",
-        "graphs.backward",
-        "graphs.baseline",
-    },
-    "graphs.space": {"problem", "graphs"},
-    "graphs.onednn": set(),
-    "graphs.dropout": set(),
-    "graphs.quantised": set(),
-    "graphs.source": {"problem", "graphs"},
-    "graphs.function": {"problem", "graphs"},
-    "graphs.reference": {"graphs.function", "graphs.quantised"},
-    "cache": {"problem", "environment", "objective"},
+    "graphs": {"problem"},
+    "cache.records": {"problem", "environment", "objective"},
+    "cache.files": {"problem", "environment", "cache.records"},
+    "cache.lookup": {"problem", "environment", "objective", "cache.records", "cache.files"},
+    "cache.joining": {"environment", "cache.records", "cache.files"},
     "nn": {"problem", "environment", "objective", "graphs", "cache"},
-    "tuning.clock": set(),
-    "tuning.statistics": set(),
-    "tuning.stopwatch": {"tuning.clock", "tuning.statistics"},
-    "tuning.conditions": {"cache"},
-    "tuning.quantise": set(),
-    "tuning.data": {"problem", "graphs", "tuning.quantise"},
-    "tuning.screen": {"problem", "graphs", "tuning.data", "tuning.clock"},
-    "tuning.accuracy": {"problem", "graphs", "cache", "tuning.data"},
-    "tuning.effort": {"tuning.stopwatch"},
-    "tuning.budget": {"tuning.effort"},
-    "tuning.ladder": {"problem", "cache"},
-    "tuning.tokens": {"tuning.ladder"},
-    "tuning.peers": {"environment", "cache"},
-    "tuning.line": {"tuning.peers"},
-    "tuning.letters": {"problem", "cache", "tuning.line", "tuning.peers"},
-    "tuning.cluster": {
-        "problem",
-        "environment",
-        "cache",
-        "tuning.device",
-        "tuning.letters",
-        "tuning.line",
-        "tuning.peers",
-        "tuning.result",
-    },
-    "tuning.torchrun": {"tuning.cluster", "tuning.peers"},
-    "tuning.claims": {
+    "capture": {"problem", "objective", "graphs", "nn"},
+    "timing": {"problem", "environment", "objective", "graphs", "cache"},
+    "cluster": {"problem", "environment", "cache", "timing"},
+    "tuning": {
         "problem",
         "environment",
         "objective",
         "graphs",
         "cache",
-        "tuning.budget",
-        "tuning.cluster",
+        "nn",
+        "capture",
+        "timing",
+        "cluster",
     },
-    "tuning.keeping": {"problem", "environment", "cache", "tuning"},
-    "tuning.entrants": {"problem", "objective", "graphs", "cache", "tuning.screen"},
-    "tuning.measurement": {"problem", "environment", "objective", "graphs", "cache", "tuning"},
-    "tuning.tuner": {"problem", "environment", "objective", "graphs", "cache", "tuning"},
-    "tuning": {"problem", "environment", "objective", "graphs", "cache", "nn"},
-    "cli": {"problem", "environment", "objective", "graphs", "cache", "nn", "tuning"},
+    "cli": {
+        "problem",
+        "environment",
+        "objective",
+        "graphs",
+        "cache",
+        "nn",
+        "capture",
+        "timing",
+        "cluster",
+        "tuning",
+    },
 }
+LARGEST_FOLDER = 15  # modules
+LONGEST_FILE = 300  # lines
 EVERYBODY = {"errors", "version"}
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
@@ -120,6 +91,28 @@ def test_a_room_imports_only_what_it_may(path):
             continue  # a package or an attribute; its module is listed as well
         allowed = MAY_IMPORT[room] | {room}
         assert any(target == one or target.startswith(f"{one}.") for one in allowed), name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {name_of(path): path for path in FILES}
+    imports = {
+        name: {target.removeprefix("autolora.") for target in imported(path)} & modules.keys()
+        for name, path in modules.items()
+    }
+    while leaves := [name for name, targets in imports.items() if not targets & imports.keys()]:
+        for name in leaves:
+            del imports[name]
+    assert not imports, "these import each other"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_stay_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=str)
+def test_folders_stay_small(folder):
+    assert len([path for path in folder.glob("*.py") if path in FILES]) <= LARGEST_FOLDER
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from records import FAST, REJECTED
 
 from autolora import AutoloraError, objective
-from autolora.cache.candidate import OUTPUTS
-from autolora.cache.record import Verdict
+from autolora.cache.records.candidate import OUTPUTS
+from autolora.cache.records.record import Verdict
 from autolora.objective import (
     KINDS,
     Objective,

@@ -22,7 +22,7 @@ import torch
 from autolora.graphs.reference import reference
 from autolora.graphs.space import reference_graph, valid_graphs
 from autolora.problem import Problem
-from autolora.tuning.data import SCALING, Data
+from autolora.timing.data import SCALING, Data
 
 DTYPES = ["bfloat16", "float16", "float32"]
 SIZES = [1e-1, 1e-2, 1e-3, 1e-4]

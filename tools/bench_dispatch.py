@@ -29,7 +29,7 @@ from torch import nn
 
 import autolora
 from autolora.nn.adapted import adapted_layers
-from autolora.tuning.statistics import paired
+from autolora.timing.statistics import paired
 
 
 class Empty(nn.Module):

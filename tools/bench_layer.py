@@ -28,9 +28,9 @@ from torch import nn
 import autolora
 from autolora.graphs.space import flops_graph
 from autolora.nn.adapted import adapted_layers
-from autolora.nn.plan import pin
-from autolora.tuning.quantise import quantised
-from autolora.tuning.statistics import paired
+from autolora.nn.dispatch import pin
+from autolora.timing.quantise import quantised
+from autolora.timing.statistics import paired
 
 SHAPES = [  # tokens, in, out
     (2048, 512, 512),

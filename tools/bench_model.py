@@ -33,7 +33,7 @@ import torch
 import transformers
 
 import autolora
-from autolora.tuning.statistics import paired
+from autolora.timing.statistics import paired
 
 BF16 = torch.bfloat16
 # name → dtype of the base, of the adapters, autocast, compute_dtype

@@ -36,7 +36,8 @@ from statistics import median
 import torch
 
 from autolora import Problem, TimingCache
-from autolora.cache.lookup import Lookup
+from autolora.cache.lookup.lookup import Lookup
+from autolora.capture.tokens import Tokens
 from autolora.environment import Environment
 from autolora.graphs.graph import REFERENCE
 from autolora.graphs.space import (
@@ -47,14 +48,13 @@ from autolora.graphs.space import (
     valid_graphs,
     written_costs,
 )
-from autolora.tuning.accuracy import verdict
-from autolora.tuning.clock import cpu_measure
-from autolora.tuning.data import Data
-from autolora.tuning.device import plain_torch, settle_allocator
-from autolora.tuning.measurement import measure_problem
-from autolora.tuning.screen import screen
-from autolora.tuning.statistics import compare, typical
-from autolora.tuning.tokens import Tokens
+from autolora.timing.accuracy import verdict
+from autolora.timing.clock import cpu_measure
+from autolora.timing.data import Data
+from autolora.timing.device import plain_torch, settle_allocator
+from autolora.timing.measurement import measure_problem
+from autolora.timing.screen import screen
+from autolora.timing.statistics import compare, typical
 from autolora.tuning.tuner import tune_problems
 
 CPU = torch.device("cpu")

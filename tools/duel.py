@@ -21,11 +21,11 @@ import torch
 
 from autolora.graphs.space import find_graph
 from autolora.problem import LAYOUTS, VARIANTS, Problem
-from autolora.tuning.accuracy import verdict
-from autolora.tuning.clock import measure_for
-from autolora.tuning.data import Data
-from autolora.tuning.device import plain_torch, settle_allocator
-from autolora.tuning.statistics import paired
+from autolora.timing.accuracy import verdict
+from autolora.timing.clock import measure_for
+from autolora.timing.data import Data
+from autolora.timing.device import plain_torch, settle_allocator
+from autolora.timing.statistics import paired
 
 
 def main() -> None:

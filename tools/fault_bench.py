@@ -28,19 +28,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests/support"))
 
 from fault_speed import speed, write_records
 from hostile import EMPTY, EXAMPLE, HOSTILE, dense_record, read_apart, real_file
 from publishing import let_go, start_publishing
 
-from autolora.cache.document import parse
-from autolora.cache.files import LIMIT
-from autolora.cache.store import TimingCache
+from autolora.cache.files.disk import LIMIT
+from autolora.cache.files.store import TimingCache
+from autolora.cache.records.document import parse
 
 
 def publish_at_once(path, processes, records, locks):
-    """Has several processes publish at once; how many records the file then lacks, or spoilt."""
+    """Has several processes publish at once; how many records the file then lacks, or invalid."""
     started = [start_publishing(path, 1 + 1000 * n, records, locks) for n in range(processes)]
     for process in started:
         let_go(process)

@@ -12,12 +12,12 @@ from statistics import median
 
 from hostile import EMPTY, EXAMPLE, real_record, run  # of the tests; fault_bench knows where
 
-from autolora.cache.checks import dumps
+from autolora.cache.records.checks import dumps
 from autolora.environment import Environment
 
 OPEN = """
 import json, sys, time
-from autolora.cache.lookup import Lookup
+from autolora.cache.lookup.lookup import Lookup
 from autolora.environment import Environment
 from autolora.problem import Problem
 path, problem, environment = sys.argv[1], *map(json.loads, sys.argv[2:4])
@@ -30,7 +30,7 @@ assert answer.reason == "exact", answer
 
 PUBLISHED = """
 import sys, time
-from autolora.cache.store import TimingCache
+from autolora.cache.files.store import TimingCache
 from records import make_record
 cache = TimingCache.load(sys.argv[1])
 for tokens in range(10**6, 10**6 + 30):
@@ -44,7 +44,7 @@ MERGE = """
 import sys, time
 from pathlib import Path
 from autolora.cache.joining import Source, join, save
-from autolora.cache.writing import read_table
+from autolora.cache.files.writing import read_table
 paths = sorted(map(Path, sys.argv[2:]))
 start = time.perf_counter()
 joined = join(Source(path.name, read_table(path)[0]) for path in paths)

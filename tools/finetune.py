@@ -35,7 +35,7 @@ from bench_model import folder
 from torch.nn.functional import cross_entropy
 
 import autolora
-from autolora.tuning.statistics import paired
+from autolora.timing.statistics import paired
 
 NAMES = ("peft", "autolora")
 LAST = 10  # steps whose mean is the final loss

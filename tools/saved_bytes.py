@@ -33,8 +33,8 @@ import autolora
 from autolora.graphs.graph import REFERENCE
 from autolora.graphs.space import valid_graphs
 from autolora.nn.adapted import adapted_layers
-from autolora.nn.plan import pin
-from autolora.tuning.quantise import quantised
+from autolora.nn.dispatch import pin
+from autolora.timing.quantise import quantised
 
 BF16 = torch.bfloat16
 MIB = 2**20
@@ -158,7 +158,7 @@ def measure(name, tokens, in_features, out_features, rank):
     def run(chooser):
         pin(model, chooser)
         kept = kept_bytes(model, X, context)
-        (choice,) = layer.site.choices.values()
+        (choice,) = layer.state.choices.values()
         if choice.problem != problem or choice.executable is None:
             raise SystemExit(f"{name}: {choice.problem} ran PEFT's path: {choice.detail}")
         return {

@@ -1,1 +1,1 @@
-"""The timing cache: records, the files that hold them, and how a file is searched for an answer."""
+"""The timing cache: records, the files that hold them, and the search for an answer."""

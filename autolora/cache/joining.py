@@ -1,10 +1,10 @@
 """Joining many tables into one, with what came from where and how each conflict was decided.
 
-The join is that of :meth:`~autolora.cache.table.Table.joined`, and in whichever order the tables
-come, the result is the same. But a line is checked only if it may stand there. Of records that
-compete, what decides between them is read from their lines, and then the best is checked; so tables
-that hold the same problems cost little more than one of them. What is wrong with a record that
-loses may go unseen.
+The result is that of :meth:`~autolora.cache.records.table.Table.joined`, whatever the order of the
+tables. But a line is checked only if it may stand in the result: of records that compete, what
+decides between them is read from their lines, and then the best one is checked. So tables that hold
+the same problems cost little more than one of them, and an error in a record that loses may go
+unseen.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from autolora.cache.merit import Merit
-from autolora.cache.record import Record
-from autolora.cache.store import TimingCache
-from autolora.cache.table import Key, Table
+from autolora.cache.files.store import TimingCache
+from autolora.cache.records.precedence import Precedence
+from autolora.cache.records.record import Record
+from autolora.cache.records.table import Key, Table
 from autolora.environment import Environment
 
 
@@ -44,14 +44,14 @@ class Share:
         taken: records that stand in the result because of it.
         equal: those that an earlier source holds as well.
         worse: those in whose place another source's stands.
-        spoilt: why others could not be used.
+        invalid: why others could not be used.
     """
 
     name: str
     taken: int = 0
     equal: int = 0
     worse: int = 0
-    spoilt: list[str] = field(default_factory=list)
+    invalid: list[str] = field(default_factory=list)
 
     @property
     def records(self) -> int:
@@ -61,7 +61,7 @@ class Share:
     @property
     def damage(self) -> str:
         """What is wrong with some of its entries in words, ``""`` if nothing is known to be."""
-        return Table(spoilt=self.spoilt).damage
+        return Table(invalid=self.invalid).damage
 
 
 class Conflict(NamedTuple):
@@ -78,12 +78,12 @@ class Conflict(NamedTuple):
     key: Key
     winner: str
     loser: str
-    won: Merit
-    lost: Merit
+    won: Precedence
+    lost: Precedence
 
     @property
     def decided_by(self) -> str:
-        """The field of :class:`Merit` that decided, or :data:`~autolora.cache.merit.TEXT`."""
+        """The field of :class:`Precedence` that decided, or ``TEXT`` where none did."""
         return self.won.decided_by(self.lost)
 
 
@@ -117,7 +117,7 @@ class Joined:
 class _Rival(NamedTuple):
     """One of the records that compete for a key, and the numbers of the sources that have it."""
 
-    merit: Merit
+    merit: Precedence
     line: str
     sources: list[int]
 
@@ -131,7 +131,7 @@ def join(sources: Iterable[Source]) -> Joined:
     table, shares = Table(), []
     claims: dict[Key, dict[str, tuple[int, ...]]] = {}  # not lists: there may be millions
     for number, source in enumerate(sources):
-        shares.append(Share(source.name, spoilt=list(source.table.spoilt)))
+        shares.append(Share(source.name, invalid=list(source.table.invalid)))
         table.environments.update(source.table.environments)
         for key, line in source.table.lines.items():
             rivals = claims.setdefault(key, {})
@@ -189,7 +189,7 @@ def _rivals(
     table: Table, key: Key, lines: Mapping[str, tuple[int, ...]], shares: list[Share]
 ) -> list[_Rival]:
     """The records that compete, the best first; each is as good as its line says."""
-    claimed = {line: Merit.of_line(line) for line in lines}
+    claimed = {line: Precedence.of_line(line) for line in lines}
     often = Counter(claimed.values())
     found: dict[str, _Rival] = {}
     for line, numbers in lines.items():
@@ -197,9 +197,9 @@ def _rivals(
         if merit is None or often[merit] > 1:  # the text decides: not any but the canonical one
             alone = Table(table.environments, {key: line})
             if (record := alone.record(key)) is None:
-                _spoil(shares, numbers, alone.spoilt[0])
+                _mark_invalid(shares, numbers, alone.invalid[0])
                 continue
-            merit, line = Merit.of(record), record.line
+            merit, line = record.precedence, record.line
         known = found.setdefault(line, _Rival(merit, line, []))
         known.sources.extend(numbers)
     return sorted(found.values(), reverse=True)
@@ -209,7 +209,7 @@ def _is_sound(table: Table, key: Key, shares: list[Share], numbers: Iterable[int
     """Whether the line of a key holds a record; if not it is dropped, and its sources are told."""
     if table.record(key) is not None:
         return True
-    _spoil(shares, numbers, table.spoilt.pop())
+    _mark_invalid(shares, numbers, table.invalid.pop())
     return False
 
 
@@ -220,6 +220,6 @@ def _count(shares: list[Share], numbers: Iterable[int]) -> None:
         shares[number].equal += 1
 
 
-def _spoil(shares: list[Share], numbers: Iterable[int], reason: str) -> None:
+def _mark_invalid(shares: list[Share], numbers: Iterable[int], reason: str) -> None:
     for number in numbers:
-        shares[number].spoilt.append(reason)
+        shares[number].invalid.append(reason)

@@ -19,7 +19,7 @@ MENDABLE, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
-    from autolora.cli.console import listening, say_error, say_interrupted
+    from autolora.cli.output.console import listening, say_error, say_interrupted
     from autolora.cli.parser import parse
 
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
+from autolora.capture.tokens import MOST, Tokens
 from autolora.errors import AutoloraError
 from autolora.objective import bytes_from
-from autolora.tuning.tokens import MOST, Tokens
 
 DTYPES = {
     "float32": "float32",

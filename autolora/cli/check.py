@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.text import Text
 
-from autolora.cache.record import Record
-from autolora.cache.store import TimingCache, search_path
+from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.records.record import Record
 from autolora.cli import DRIFTED, INTERRUPTED, MENDABLE
-from autolora.cli.caches import open_cache
-from autolora.cli.console import (
+from autolora.cli.cache.files import open_cache
+from autolora.cli.output.console import (
     clean,
     print_json,
     print_line,
@@ -21,10 +21,10 @@ from autolora.cli.console import (
     print_paragraph,
     say_error,
 )
-from autolora.cli.documents import environments_json, record_json
-from autolora.cli.figures import count
-from autolora.cli.progress import progress
-from autolora.cli.tables import call_title, environment_title
+from autolora.cli.output.documents import environments_json, record_json
+from autolora.cli.output.figures import count
+from autolora.cli.output.progress import progress
+from autolora.cli.output.tables import call_title, environment_title
 from autolora.cli.targets import device_of
 from autolora.environment import Environment
 from autolora.problem import Problem

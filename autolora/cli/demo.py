@@ -14,24 +14,24 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from autolora.cache.lookup import Lookup
-from autolora.cli.console import print_json, print_line, print_paragraph
+from autolora.cache.lookup.lookup import Lookup
+from autolora.capture.capture import run_problems
 from autolora.cli.demo_model import TARGETS, Llama, Shape, next_token_loss, sequences
-from autolora.cli.figures import bar, duration, percent, ratio
-from autolora.cli.progress import progress
+from autolora.cli.output.console import print_json, print_line, print_paragraph
+from autolora.cli.output.figures import bar, duration, percent, ratio
+from autolora.cli.output.progress import progress
 from autolora.cli.targets import device_of, torch_dtype
 from autolora.cli.tune import in_order, print_records, tuned_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.graph import Graph
 from autolora.graphs.space import reference_graph
+from autolora.nn.dispatch import ask, pin
 from autolora.nn.linear import add_lora
-from autolora.nn.plan import ask, pin
 from autolora.objective import TIME
 from autolora.problem import Problem
-from autolora.tuning.capture import run_problems
-from autolora.tuning.clock import measure_for
-from autolora.tuning.statistics import paired
+from autolora.timing.clock import measure_for
+from autolora.timing.statistics import paired
 from autolora.tuning.tuner import tune_problems
 
 BATCH, LENGTH, LEARNING_RATE, WARM_UP = 4, 256, 5e-3, 2

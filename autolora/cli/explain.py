@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from autolora.cache.lookup import Lookup
-from autolora.cli.caches import open_cache
-from autolora.cli.console import print_json, print_line, print_paragraph
-from autolora.cli.figures import count
-from autolora.cli.objectives import objective_from
-from autolora.cli.tables import call_title, group_names, name_shape
+from autolora.cache.lookup.lookup import Lookup
+from autolora.capture.capture import Capture
+from autolora.cli.cache.files import open_cache
+from autolora.cli.output.console import print_json, print_line, print_paragraph
+from autolora.cli.output.figures import count
+from autolora.cli.output.objectives import objective_from
+from autolora.cli.output.tables import call_title, group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
-from autolora.nn.plan import ask
+from autolora.nn.dispatch import ask
 from autolora.nn.strict import is_strict, miss_detail
-from autolora.nn.untuned import untuned_graph
+from autolora.nn.unmeasured import untuned_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
-from autolora.tuning.capture import Capture
 
 _MISS = "not tuned"
 
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
 def decide(
     problems: Sequence[Problem], device: torch.device, lookup: Lookup, asked: Objective
 ) -> dict[Problem, Decision]:
-    """The graph that a layer would run for each problem, as :mod:`autolora.nn.plan` decides."""
+    """The graph that a layer would run for each problem, as :mod:`autolora.nn.dispatch` decides."""
     environment, strict = Environment.of(device), is_strict()
     decisions = {}
     for problem in problems:

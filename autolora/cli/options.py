@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from autolora.capture.tokens import Tokens
 from autolora.cli import arguments
 from autolora.objective import KINDS
 from autolora.problem import QUANTISED
-from autolora.tuning.tokens import Tokens
 
 
 def add_target(parser: Any) -> None:

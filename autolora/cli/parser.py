@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from autolora.cache.record import EFFORTS
+from autolora.cache.records.record import EFFORTS
 from autolora.cli import arguments, options
-from autolora.cli.cache_parser import add_cache
+from autolora.cli.cache.parser import add_cache
 from autolora.cli.commands import Parser, add_command, described
 from autolora.version import __version__
 

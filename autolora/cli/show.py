@@ -9,23 +9,23 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolora.cache.choice import lacks
-from autolora.cache.record import Record
-from autolora.cache.store import search_path
-from autolora.cli import crossovers
-from autolora.cli.caches import open_cache
-from autolora.cli.console import (
+from autolora.cache.files.store import search_path
+from autolora.cache.lookup.choice import lacks
+from autolora.cache.records.record import Record
+from autolora.cli.cache.files import open_cache
+from autolora.cli.output import crossovers
+from autolora.cli.output.console import (
     print_json,
     print_line,
     print_lines,
     print_paragraph,
     screen_width,
 )
-from autolora.cli.documents import environments_json, record_json
-from autolora.cli.evidence import LEGEND, candidate_table, kept_line
-from autolora.cli.figures import count
-from autolora.cli.objectives import objective_from, runs_json, taken
-from autolora.cli.tables import environment_title, record_table
+from autolora.cli.output.documents import environments_json, record_json
+from autolora.cli.output.evidence import LEGEND, candidate_table, kept_line
+from autolora.cli.output.figures import count
+from autolora.cli.output.objectives import objective_from, runs_json, taken
+from autolora.cli.output.tables import environment_title, record_table
 from autolora.objective import KINDS, TIME, Objective
 
 if TYPE_CHECKING:

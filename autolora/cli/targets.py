@@ -8,10 +8,10 @@ from contextlib import redirect_stdout
 
 import torch
 
+from autolora.capture.capture import Capture, capture
+from autolora.capture.target import Adapters, load_target
 from autolora.errors import AutoloraError
 from autolora.problem import DEVICES
-from autolora.tuning.capture import Capture, capture
-from autolora.tuning.target import Adapters, load_target
 
 
 def read_target(options: Namespace, device: torch.device, most: int | None = None) -> Capture:

@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.paths import VARIABLE
-from autolora.cache.record import Record
-from autolora.cache.store import search_path
-from autolora.cli import INTERRUPTED, MENDABLE, estimates
-from autolora.cli.console import (
+from autolora.cache.files.paths import VARIABLE
+from autolora.cache.files.store import search_path
+from autolora.cache.records.record import Record
+from autolora.capture.capture import Capture
+from autolora.cli import INTERRUPTED, MENDABLE
+from autolora.cli.output import estimates
+from autolora.cli.output.console import (
     print_json,
     print_line,
     print_lines,
@@ -22,10 +24,10 @@ from autolora.cli.console import (
     say_interrupted,
     screen_width,
 )
-from autolora.cli.crossovers import print_families
-from autolora.cli.documents import environments_json, record_json
-from autolora.cli.figures import count, wait
-from autolora.cli.objectives import (
+from autolora.cli.output.crossovers import print_families
+from autolora.cli.output.documents import environments_json, record_json
+from autolora.cli.output.figures import count, wait
+from autolora.cli.output.objectives import (
     compared,
     kept_note,
     objective_from,
@@ -34,22 +36,21 @@ from autolora.cli.objectives import (
     steps_json,
     usage,
 )
+from autolora.cli.output.progress import progress
+from autolora.cli.output.ranks import print_shares, say_threads, seconds_of, shares_json, voice
+from autolora.cli.output.steps import steps
+from autolora.cli.output.tables import environment_title, record_table
 from autolora.cli.parser import MANY
-from autolora.cli.progress import progress
-from autolora.cli.ranks import print_shares, say_threads, seconds_of, shares_json, voice
-from autolora.cli.steps import steps
-from autolora.cli.tables import environment_title, record_table
 from autolora.cli.targets import device_of, read_target
+from autolora.cluster.liveness import FAILED
+from autolora.cluster.liveness import INTERRUPTED as CUT_SHORT
+from autolora.cluster.ranks import Cluster
+from autolora.cluster.torchrun import joined
 from autolora.errors import AutoloraError
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
-from autolora.tuning.capture import Capture
-from autolora.tuning.cluster import Cluster
-from autolora.tuning.effort import ESTIMATE
-from autolora.tuning.peers import FAILED
-from autolora.tuning.peers import INTERRUPTED as CUT_SHORT
+from autolora.timing.effort import ESTIMATE
 from autolora.tuning.result import TuneResult
-from autolora.tuning.torchrun import joined
 from autolora.tuning.tuner import tune_problems
 
 

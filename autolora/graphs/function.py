@@ -12,16 +12,18 @@ from autolora.graphs.source import Executable
 
 # W and b of the base, A and B, the bias of lora_B, DoRA's magnitude. W is the base layer itself
 # where that is quantised.
-Parts = tuple[Any, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
+LayerTensors = tuple[Any, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def run(executable: Executable, X: Tensor, parts: Parts, s: float, p: float = 0.0) -> Tensor:
+def run(
+    executable: Executable, X: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
+) -> Tensor:
     """Y along one graph; autocast must be off, as it is in the tuner.
 
     Args:
         executable: the graph, compiled for these dtypes and gradient needs.
         X: ``(..., in_features)``, of at least two axes.
-        parts: W ``(out_features, in_features)`` in the dtype of X or a quantised layer, b
+        tensors: W ``(out_features, in_features)`` in the dtype of X or a quantised layer, b
             ``(out_features,)`` or None, both frozen; A ``(rank, in_features)``, B ``(out_features,
             rank)``; c and M ``(out_features,)``, None where the problem has none.
         s: the scaling.
@@ -33,8 +35,8 @@ def run(executable: Executable, X: Tensor, parts: Parts, s: float, p: float = 0.
     if not X.is_contiguous():
         X = X.contiguous()
     if executable.problem.gradients:
-        return _LoRA.apply(X, *parts, s, p, executable)  # type: ignore[no-any-return,no-untyped-call]
-    return executable.forward(X, *parts, s, p)[0]
+        return _LoRA.apply(X, *tensors, s, p, executable)  # type: ignore[no-any-return,no-untyped-call]
+    return executable.forward(X, *tensors, s, p)[0]
 
 
 class _LoRA(torch.autograd.Function):

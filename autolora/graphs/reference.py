@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 
-from autolora.graphs.function import Parts
+from autolora.graphs.function import LayerTensors
 from autolora.graphs.quantised import dense
 
 
 def reference(
-    X: Tensor, parts: Parts, s: float, p: float = 0.0, compute_dtype: torch.dtype | None = None
+    X: Tensor,
+    tensors: LayerTensors,
+    s: float,
+    p: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``Y = X Wᵀ + b + s·((dropout(X) Aᵀ) Bᵀ + c)``, or DoRA's where there is a magnitude.
 
@@ -22,12 +26,12 @@ def reference(
 
     Args:
         X: ``(..., in_features)``.
-        parts: the tensors of the layer.
+        tensors: the tensors of the layer.
         s: the scaling.
         p: the probability of dropout.
         compute_dtype: in which the adapter branch runs; that of A unless given.
     """
-    W, b, A, B, c, M = parts
+    W, b, A, B, c, M = tensors
     compute_dtype = compute_dtype or A.dtype
     Y: Tensor = linear(X, W, b) if isinstance(W, Tensor) else W(X).clone()
     x = X.to(A.dtype)

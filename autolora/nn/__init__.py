@@ -1,0 +1,1 @@
+"""LoRA layers, PEFT's and ours: the graph that each runs, and why."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolora.graphs.function import Parts
+from autolora.graphs.function import LayerTensors
+from autolora.nn.dispatch import LayerState, layout_of
+from autolora.nn.layer_tensors import plain_tensors
 from autolora.nn.linear import LoRALinear
-from autolora.nn.parts import plain_parts
-from autolora.nn.plan import Site, layout_of
 from autolora.problem import Problem
 
 
@@ -24,16 +24,16 @@ class AdaptedLayer:
     Args:
         name: its path in the model.
         module: a :class:`~autolora.LoRALinear` or a LoRA layer of PEFT.
-        parts: its tensors.
+        tensors: its tensors.
         dropout: the probability that it has in training.
-        site: its memory; a fresh one where a PEFT layer was not accelerated yet.
+        state: its memory; a fresh one where a PEFT layer was not accelerated yet.
     """
 
     name: str
     module: nn.Module
-    parts: Parts
+    tensors: LayerTensors
     dropout: float
-    site: Site
+    state: LayerState
 
     def problem(
         self,
@@ -56,7 +56,7 @@ class AdaptedLayer:
         Raises:
             ValueError: dtype or device is none that graphs exist for.
         """
-        W, b, A, B, c, M = self.parts
+        W, b, A, B, c, M = self.tensors
         here = self.base_dtype if autocast is None or self.quantised else autocast
         return Problem(
             in_features=A.shape[1],
@@ -68,7 +68,7 @@ class AdaptedLayer:
             layout=layout_of(W),
             bias=b is not None,
             adapter_dtype=_name(A.dtype),
-            compute_dtype=_name(self.site.compute_dtype or autocast or A.dtype),
+            compute_dtype=_name(self.state.compute_dtype or autocast or A.dtype),
             dropout=training and self.dropout > 0,
             adapter_bias=c is not None,
             variant="lora" if M is None else "dora",
@@ -78,7 +78,7 @@ class AdaptedLayer:
     @property
     def quantised(self) -> bool:
         """Whether the base is a quantised layer."""
-        return not isinstance(self.parts[0], torch.Tensor)
+        return not isinstance(self.tensors[0], torch.Tensor)
 
     @property
     def device(self) -> torch.device:
@@ -88,14 +88,14 @@ class AdaptedLayer:
     @property
     def base_dtype(self) -> torch.dtype:
         """The dtype that the base product runs in without autocast."""
-        W, _, A, *_ = self.parts
+        W, _, A, *_ = self.tensors
         own = W.dtype if isinstance(W, torch.Tensor) else getattr(W, "compute_dtype", None)
         return own or A.dtype
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """What of it may be trained, by its name among the gradients of a problem."""
-        _, _, A, B, c, M = self.parts
+        _, _, A, B, c, M = self.tensors
         every = {"A": A, "B": B, "c": c, "M": M}
         return {name: weight for name, weight in every.items() if weight is not None}
 
@@ -123,24 +123,23 @@ def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
 
 
 def _ours(name: str, module: LoRALinear) -> AdaptedLayer | str:
-    parts = plain_parts(module.base_layer, module.lora_A, module.lora_B)
-    if isinstance(parts, str):
-        return parts
-    return AdaptedLayer(name, module, parts, module.dropout, module._autolora)
+    tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
+    if isinstance(tensors, str):
+        return tensors
+    return AdaptedLayer(name, module, tensors, module.dropout, module._autolora)
 
 
 def _peft(name: str, module: Any) -> AdaptedLayer | str:
-    from autolora.nn.peft import peft_parts, training_dropout, why_left
+    from autolora.nn.peft import peft_tensors, training_dropout, why_left
 
     reason = why_left(module)
     if reason:
         return reason
-    parts = peft_parts(module)
-    if isinstance(parts, str):
-        return parts
-    tensors, _, _ = parts
-    site = getattr(module, "_autolora", None) or Site()
-    return AdaptedLayer(name, module, tensors, training_dropout(module), site)
+    found = peft_tensors(module)
+    if isinstance(found, str):
+        return found
+    state = getattr(module, "_autolora", None) or LayerState()
+    return AdaptedLayer(name, module, found[0], training_dropout(module), state)
 
 
 def _name(dtype: torch.dtype) -> str:

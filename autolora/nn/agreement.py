@@ -20,7 +20,7 @@ from typing import Any
 from torch import distributed
 
 from autolora.environment import Environment
-from autolora.nn.held import Held, Plan, Sizes, read_message, write_message
+from autolora.nn.snapshot import Sizes, Snapshot, Snapshots, read_message, write_message
 
 LIMIT_SECONDS = 300.0  # to wait for rank 0; less where the group's own limit is less
 GRACE_SECONDS = 20.0  # once rank 0 has frozen as many models as this rank, all of them others
@@ -52,7 +52,7 @@ def trains_on_cuda() -> bool:
     return bool(distributed.get_backend() == "nccl")
 
 
-def agree(own: Plan, here: Mapping[str, Environment], sizes: Sizes) -> Held:
+def agree(own: Snapshot, here: Mapping[str, Environment], sizes: Sizes) -> Snapshots:
     """The plan that this rank holds: rank 0's where the environments are the same.
 
     A device type that rank 0 says nothing of counts as the same. Never raises.
@@ -68,14 +68,14 @@ def agree(own: Plan, here: Mapping[str, Environment], sizes: Sizes) -> Held:
         place, number = _place(store, sizes, rank)
         if rank == 0:
             _send(store, place, write_message(own, here))
-            return Held(replace(own, origin=RANK_0))
+            return Snapshots(replace(own, origin=RANK_0))
         agreed, there = read_message(_receive(store, place, number), RANK_0)
     # A store is foreign code that fails in foreign ways, and a training must not end for that.
     except Exception as error:
         cause = str(error).split("\n", 1)[0][:200] or type(error).__name__
         _warn(rank, f"did not get rank 0's plan ({cause}) and keeps its own")
-        return Held(own)
-    return _held(rank, own, agreed, here, there)
+        return Snapshots(own)
+    return _snapshots(rank, own, agreed, here, there)
 
 
 def fingerprint(sizes: Sizes) -> str:
@@ -83,26 +83,26 @@ def fingerprint(sizes: Sizes) -> str:
     return hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest()[:12]
 
 
-def _held(
+def _snapshots(
     rank: int,
-    own: Plan,
-    agreed: Plan,
+    own: Snapshot,
+    agreed: Snapshot,
     here: Mapping[str, Environment],
     there: Mapping[str, Environment],
-) -> Held:
+) -> Snapshots:
     """Rank 0's plan for the device types whose environments do not differ from rank 0's."""
     shared = [kind for kind in here if kind in there]
     if not shared:
         words = f"{', '.join(here)} here, {', '.join(there)} on rank 0"
         _warn(rank, f"keeps its own plan, since its environment is another one: device ({words})")
-        return Held(own)
+        return Snapshots(own)
     kept = [kind for kind in shared if here[kind] != there[kind]]
     for kind in kept:
         words = ", ".join(_differences(here[kind], there[kind]))
         _warn(rank, f"keeps its own plan, since its environment is another one: {words}")
     if len(kept) == len(shared):
-        return Held(own)
-    return Held(own, agreed, frozenset(kept)) if kept else Held(agreed)
+        return Snapshots(own)
+    return Snapshots(own, agreed, frozenset(kept)) if kept else Snapshots(agreed)
 
 
 def _differences(here: Environment, there: Environment) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.nn.plan import Choice, decide
+from autolora.nn.dispatch import Choice, decide
 from autolora.objective import TIME, Objective
 from autolora.problem import DEVICES, Problem
 
@@ -122,14 +122,14 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
                         choice.reason,
                         choice.detail,
                         choice.calls,
-                        layer.site.wanted,
+                        layer.state.wanted,
                     )
                 )
     return Explanation(layers, left)
 
 
 def _seen(layer: AdaptedLayer) -> Iterator[Choice]:
-    yield from layer.site.choices.values()
+    yield from layer.state.choices.values()
 
 
 def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
@@ -138,4 +138,4 @@ def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
-    yield decide(problem, device, layer.site)
+    yield decide(problem, device, layer.state)

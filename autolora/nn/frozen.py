@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolora.cache.store import search_path
+from autolora.cache.files.store import search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.nn.agreement import agree, in_group, trains_on_cuda
-from autolora.nn.held import FROZEN, Held, Sizes, read_plan
-from autolora.nn.intent import default_objective
-from autolora.nn.site import Site, sites_of
+from autolora.nn.defaults import default_objective
+from autolora.nn.layer_state import LayerState, layer_states
+from autolora.nn.snapshot import FROZEN, Sizes, Snapshots, read_snapshot
 from autolora.objective import Objective
 from autolora.problem import DEVICES
 
@@ -99,44 +99,49 @@ def freeze_in_group(model: nn.Module) -> Frozen:
 
 def freeze_anew(model: nn.Module) -> None:
     """Freezes a model again that its process group alone had frozen: it has been tuned."""
-    if any(site.held is not None and not site.held.lasting for _, site in sites_of(model)):
+    if any(
+        state.snapshots is not None and not state.snapshots.lasting
+        for _, state in layer_states(model)
+    ):
         freeze_in_group(model)
 
 
 def unfreeze(model: nn.Module) -> None:
     """Makes a model's layers choose from the files of the search path again."""
-    _hold((site for _, site in sites_of(model)), None)
+    _hold((state for _, state in layer_states(model)), None)
 
 
 def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
-    found = list(sites_of(model))
+    found = list(layer_states(model))
     if not found:
         raise AutoloraError(
             f"this {type(model).__name__} has no layer to freeze; call autolora.accelerate(model) "
             "first for a PEFT model, or autolora.add_lora(model, rank=...) without PEFT"
         )
-    modules, sites = zip(*found, strict=True)
+    modules, states = zip(*found, strict=True)
     sizes = _sizes(modules)
-    own = read_plan(sizes, default_objective(), search_path())
+    own = read_snapshot(sizes, default_objective(), search_path())
     grouped = in_group()
     environments = {
         device.type: Environment.of(device)
         for device in _devices(modules, nccl=grouped and trains_on_cuda())
     }
-    held = agree(own, environments, sizes) if grouped else Held(own)
-    _hold(sites, replace(held, lasting=lasting))
-    return _report(sites, held, tuple(environments.values()))
+    snapshots = agree(own, environments, sizes) if grouped else Snapshots(own)
+    _hold(states, replace(snapshots, lasting=lasting))
+    return _report(states, snapshots, tuple(environments.values()))
 
 
-def _hold(sites: Iterable[Site], held: Held | None) -> None:
-    for site in sites:
-        site.held = held
-        site.choices.clear()
+def _hold(states: Iterable[LayerState], snapshots: Snapshots | None) -> None:
+    for state in states:
+        state.snapshots = snapshots
+        state.choices.clear()
 
 
-def _report(sites: Iterable[Site], held: Held, environments: tuple[Environment, ...]) -> Frozen:
-    wanted = [site.wanted for site in sites]
-    plan = held.of(environments[0].device)
+def _report(
+    states: Iterable[LayerState], snapshots: Snapshots, environments: tuple[Environment, ...]
+) -> Frozen:
+    wanted = [state.wanted for state in states]
+    plan = snapshots.of(environments[0].device)
     return Frozen(
         layers=len(wanted),
         environments=environments,

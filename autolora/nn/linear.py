@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.errors import AutoloraError
-from autolora.nn.intent import objective_of
-from autolora.nn.parts import base_layout, plain_parts
-from autolora.nn.plan import Site, run_layer
+from autolora.nn.defaults import objective_of
+from autolora.nn.dispatch import LayerState, run_layer
+from autolora.nn.layer_tensors import base_layout, plain_tensors
 from autolora.problem import DEVICES
 
 _HEADS = ("score", "classifier")  # where a classification model of transformers keeps its own
@@ -70,8 +70,8 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         base = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        site = Site(compute_dtype, objective_of(objective, max_saved_bytes))
-        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, site)
+        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes))
+        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, state)
 
     @classmethod
     def from_linear(
@@ -90,8 +90,8 @@ class LoRALinear(nn.Module):
         """Wraps an existing layer, whose parameters are shared and frozen, not copied."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        site = Site(compute_dtype, objective_of(objective, max_saved_bytes))
-        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, site)
+        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes))
+        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, state)
         return layer.train(linear.training)
 
     def _wrap(
@@ -102,7 +102,7 @@ class LoRALinear(nn.Module):
         dropout: float,
         use_rslora: bool,
         adapter_dtype: torch.dtype | None,
-        site: Site,
+        state: LayerState,
     ) -> None:
         _check(rank, alpha, dropout)
         _warn_of_rank(rank, *_sizes(base))
@@ -111,7 +111,7 @@ class LoRALinear(nn.Module):
         self.alpha = alpha
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = dropout
-        self._autolora = site
+        self._autolora = state
         self.base_layer = base.requires_grad_(False)
         place: dict[str, Any] = {
             "bias": False,
@@ -127,11 +127,11 @@ class LoRALinear(nn.Module):
         if torch.compiler.is_compiling():
             return self._plain_forward(x)
         modules = self._modules
-        parts = plain_parts(modules["base_layer"], modules["lora_A"], modules["lora_B"])
-        if isinstance(parts, str):
+        tensors = plain_tensors(modules["base_layer"], modules["lora_A"], modules["lora_B"])
+        if isinstance(tensors, str):
             return self._plain_forward(x)
         p = self.dropout if self.training else 0.0
-        Y = run_layer(self._autolora, x, parts, self.scaling, p)
+        Y = run_layer(self._autolora, x, tensors, self.scaling, p)
         return self._plain_forward(x) if Y is None else Y
 
     def _plain_forward(self, x: Tensor) -> Tensor:

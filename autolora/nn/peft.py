@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
-from autolora.graphs.function import Parts
+from autolora.graphs.function import LayerTensors
 from autolora.nn.agreement import in_group
+from autolora.nn.defaults import objective_of
+from autolora.nn.dispatch import LayerState, left, run_layer
 from autolora.nn.frozen import Frozen, freeze_in_group
-from autolora.nn.intent import objective_of
-from autolora.nn.parts import base_layout, dropout_of, plain_parts
-from autolora.nn.plan import Site, left, run_layer
+from autolora.nn.layer_tensors import base_layout, dropout_of, plain_tensors
 
 try:
     from peft.tuners import lora
@@ -36,7 +36,7 @@ _QUANTISED = ("Linear4bit", "Linear8bitLt")
 class Accelerated:
     """What every accelerated layer has before the class that PEFT gave it."""
 
-    _autolora: Site
+    _autolora: LayerState
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``; PEFT's own if it is not plain."""
@@ -44,7 +44,7 @@ class Accelerated:
             names = ", ".join(kwargs) or "more arguments"
             left(self._autolora, f"its forward was given {names}")
         elif not torch.compiler.is_compiling():
-            found = peft_parts(self)
+            found = peft_tensors(self)
             if not isinstance(found, str):
                 Y = run_layer(self._autolora, x, *found)
                 if Y is not None:
@@ -158,11 +158,11 @@ def accelerate(
             continue
         if not isinstance(layer, Accelerated):
             layer.__class__ = accelerated_class(type(layer))
-        layer._autolora = Site(compute_dtype, wanted)
+        layer._autolora = LayerState(compute_dtype, wanted)
         report.taken.append(name)
-        parts = peft_parts(layer)
-        if isinstance(parts, str):
-            report.notes.append((name, parts))
+        tensors = peft_tensors(layer)
+        if isinstance(tensors, str):
+            report.notes.append((name, tensors))
     if not report.taken and not report.left:
         raise AutoloraError(
             f"this {type(model).__name__} holds no PEFT LoRA layer; make one with "
@@ -208,7 +208,7 @@ def why_left(layer: Any) -> str:
     return ""
 
 
-def peft_parts(layer: Any) -> tuple[Parts, float, float] | str:
+def peft_tensors(layer: Any) -> tuple[LayerTensors, float, float] | str:
     """The tensors of a PEFT layer whose fast path holds now, its scaling and its dropout.
 
     Or why it does not hold.
@@ -240,13 +240,13 @@ def peft_parts(layer: Any) -> tuple[Parts, float, float] | str:
     if not layer.cast_input_dtype_enabled:
         return "its input casting is disabled"
     lora_B = modules["lora_B"]._modules.get(active)
-    parts = plain_parts(modules["base_layer"], lora_A, lora_B, magnitude)
-    if isinstance(parts, str):
-        return parts
+    tensors = plain_tensors(modules["base_layer"], lora_A, lora_B, magnitude)
+    if isinstance(tensors, str):
+        return tensors
     s = layer.scaling[active]
     if type(s) is not float and type(s) is not int:
         return f"a scaling of type {type(s).__name__}"
-    return parts, s, p
+    return tensors, s, p
 
 
 def training_dropout(layer: Any) -> float:

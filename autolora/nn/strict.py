@@ -7,11 +7,11 @@ import os
 from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 
-from autolora.cache.lookup import Lookup
+from autolora.cache.lookup.lookup import Lookup
 from autolora.environment import Environment
 from autolora.errors import AutoloraError, MissError
-from autolora.nn.site import forget
-from autolora.nn.untuned import tuning_commands
+from autolora.nn.layer_state import forget
+from autolora.nn.unmeasured import tuning_commands
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 

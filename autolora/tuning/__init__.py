@@ -1,0 +1,1 @@
+"""Tuning: many problems, in order and within a budget."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-from autolora.tuning.effort import EFFORTS
+from autolora.timing.effort import EFFORTS
 
 _ORDER = tuple(EFFORTS)  # least first
 

@@ -16,22 +16,22 @@ from typing import Generic, TypeVar
 
 import torch
 
-from autolora.cache.record import Record
-from autolora.cache.store import TimingCache
-from autolora.cache.table import Key
+from autolora.cache.files.store import TimingCache
+from autolora.cache.records.record import Record
+from autolora.cache.records.table import Key
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.graph import Graph
 from autolora.graphs.space import find_graph, reference_graph
 from autolora.objective import Objective
-from autolora.tuning.clock import Measure, is_out_of_memory, measure_for, released
-from autolora.tuning.data import Data
-from autolora.tuning.device import plain_torch, settle_allocator, turn_on
-from autolora.tuning.effort import EFFORTS
-from autolora.tuning.measurement import measure_problem
+from autolora.timing.clock import Measure, is_out_of_memory, measure_for, released
+from autolora.timing.data import Data
+from autolora.timing.device import plain_torch, settle_allocator, turn_on
+from autolora.timing.effort import EFFORTS
+from autolora.timing.measurement import measure_problem
+from autolora.timing.race import Pace, race
+from autolora.timing.statistics import compare
 from autolora.tuning.result import Progress
-from autolora.tuning.statistics import compare
-from autolora.tuning.stopwatch import Pace, race
 
 TOLERANCE = 0.05  # a winner that is slower than another by more than this share has drifted
 
@@ -155,7 +155,7 @@ def fix_records(
     Args:
         records: of the device's environment.
         cache: of the file that gets each new record as soon as it is there; see
-            :meth:`~autolora.cache.store.TimingCache.replace`.
+            :meth:`~autolora.cache.files.store.TimingCache.replace`.
         device: on which.
         on_progress: told whenever a problem enters a stage.
     """

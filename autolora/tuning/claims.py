@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from autolora.cache.checks import dumps
-from autolora.cache.record import Record
+from autolora.cache.records.checks import dumps
+from autolora.cache.records.record import Record
+from autolora.cluster.ranks import Cluster
 from autolora.environment import Environment
 from autolora.graphs.space import reference_graph
 from autolora.objective import Objective
 from autolora.problem import Problem
 from autolora.tuning.budget import Budget
-from autolora.tuning.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)

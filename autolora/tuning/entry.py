@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autolora.capture.capture import model_problems
+from autolora.capture.recording import Recording
+from autolora.capture.tokens import Tokens
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.defaults import default_objective, objective_of
+from autolora.nn.dispatch import refresh
 from autolora.nn.frozen import freeze_anew
-from autolora.nn.intent import default_objective, objective_of
-from autolora.nn.plan import refresh
 from autolora.objective import Objective
 from autolora.problem import DEVICES, Problem
-from autolora.tuning.capture import model_problems
-from autolora.tuning.recording import Recording
 from autolora.tuning.result import TuneResult
-from autolora.tuning.tokens import Tokens
 from autolora.tuning.tuner import tune_problems
 
 
@@ -127,7 +127,7 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     on = torch.is_autocast_enabled(device.type)
     autocast = torch.get_autocast_dtype(device.type) if on else None
     capture = model_problems(model, tokens.counts, autocast)
-    wanted = list(dict.fromkeys(layer.site.wanted for layer in layers))
+    wanted = list(dict.fromkeys(layer.state.wanted for layer in layers))
     return _Asked(capture.problems, wanted, device, model, capture.uses, tokens.ranged)
 
 

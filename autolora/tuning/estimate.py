@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora.graphs.space import reference_graph
-from autolora.nn.untuned import untuned_graph
+from autolora.nn.unmeasured import untuned_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
 

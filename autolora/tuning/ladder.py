@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import sqrt
 
-from autolora.cache.lookup import Lookup
-from autolora.cache.record import Record
-from autolora.cache.store import TimingCache
+from autolora.cache.files.store import TimingCache
+from autolora.cache.lookup.lookup import Lookup
+from autolora.cache.records.record import Record
 from autolora.problem import Problem
 
 LOSS = 0.02  # of a step's time, that a wrong choice may cost
@@ -21,16 +21,6 @@ LOSS = 0.02  # of a step's time, that a wrong choice may cost
 _CLOSEST = 1.1  # times as many tokens: counts closer than this are not told apart
 
 Valid = Callable[[str, Problem], bool]
-
-
-def rungs(low: int, high: int) -> tuple[int, ...]:
-    """The bounds, and the powers of two between them.
-
-    >>> rungs(500, 2100)
-    (500, 512, 1024, 2048, 2100)
-    """
-    powers = (1 << exponent for exponent in range(low.bit_length(), high.bit_length()))
-    return tuple(sorted({low, high, *(power for power in powers if power < high)}))
 
 
 def risk(below: Record, above: Record) -> float:

@@ -11,27 +11,27 @@ from pathlib import Path
 
 import torch
 
-from autolora.cache.choice import lacks
-from autolora.cache.record import EFFORTS as RANKS
-from autolora.cache.record import Record
-from autolora.cache.store import search_path
+from autolora.cache.files.store import search_path
+from autolora.cache.lookup.choice import lacks
+from autolora.cache.records.record import EFFORTS as RANKS
+from autolora.cache.records.record import Record
+from autolora.cluster.liveness import STUCK_TIMES
+from autolora.cluster.messages import Message
+from autolora.cluster.ranks import Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.space import find_graph, reference_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import Problem
+from autolora.timing.clock import is_out_of_memory, released
+from autolora.timing.device import device_for, flops_per_ns, turn_on
+from autolora.timing.effort import EFFORTS, ESTIMATE
+from autolora.timing.measurement import measure_problem
 from autolora.tuning.budget import Budget
 from autolora.tuning.claims import Claims, Job, cost
-from autolora.tuning.clock import is_out_of_memory, released
-from autolora.tuning.cluster import Cluster
-from autolora.tuning.device import device_for, flops_per_ns, turn_on
-from autolora.tuning.effort import EFFORTS, ESTIMATE
 from autolora.tuning.estimate import estimate
-from autolora.tuning.keeping import Keeper
 from autolora.tuning.ladder import Ladder
-from autolora.tuning.letters import Letter
-from autolora.tuning.measurement import measure_problem
-from autolora.tuning.peers import STUCK_TIMES
+from autolora.tuning.publishing import Publisher
 from autolora.tuning.result import Progress, TuneResult
 
 logger = logging.getLogger("autolora")
@@ -60,7 +60,7 @@ def tune_problems(
         problems: to be measured; those that the cache file holds already are skipped. One that it
             holds of lower effort, or not for these objectives, is measured again, but for those of
             its graphs that were clearly beaten.
-        effort: key of :data:`~autolora.tuning.effort.EFFORTS`, or ``"estimate"``: nothing is timed
+        effort: key of :data:`~autolora.timing.effort.EFFORTS`, or ``"estimate"``: nothing is timed
             and nothing written.
         budget: seconds for the whole run, shared by what may be gained, see
             :class:`~autolora.tuning.budget.Budget`; problems not begun by then are left unfinished.
@@ -101,10 +101,10 @@ def tune_problems(
         run.go()
         if between:
             run.refine(places)
-        run.keeper.finish()
+        run.publisher.finish()
     except KeyboardInterrupt:
         run.result.interrupted = True
-    run.keeper.close(run.result)
+    run.publisher.close(run.result)
     run.result.unfinished = run.unfinished
     return run.result
 
@@ -142,7 +142,7 @@ class _Run:
         self.open: dict[Problem, None] = {}  # not measured yet, by whomever
         self.start = time.monotonic()
         self.spent = 0.0  # of the costs of what is done
-        self.keeper = Keeper(path, problems, self.cluster, self._hear)
+        self.publisher = Publisher(path, problems, self.cluster, self._hear)
 
     @property
     def unfinished(self) -> list[Problem]:
@@ -158,7 +158,7 @@ class _Run:
             return
         self.seen.add(problem)
         environment = Environment.of(place)
-        old = self.keeper.store.find(problem, environment)
+        old = self.publisher.store.find(problem, environment)
         hard, wanted = self.effort, self.asked
         if old is not None:
             lacking = any(lacks(old, each) for each in self.asked)
@@ -179,8 +179,8 @@ class _Run:
         """Measures what is on the list, as far as it falls to this process."""
         self.claims.sort()
         while (place := self.claims.place) is not None:
-            with turn_on(place, self.keeper.is_cut_off):
-                self.keeper.take_in()
+            with turn_on(place, self.publisher.is_cut_off):
+                self.publisher.take_in()
                 if (job := self.claims.next(place)) is not None:
                     self._measure(job)
             if self.cluster is not None:
@@ -193,13 +193,13 @@ class _Run:
             families.setdefault(problem.at(1), _Family(place)).counts.append(problem.tokens)
         if self.cluster is not None:
             self.cluster.come_between()
-            self.keeper.wait(self.cluster.others_are_between)
+            self.publisher.wait(self.cluster.others_are_between)
             for problem in sorted(families, key=cost, reverse=True):
                 if self.claims.family(Environment.of(families[problem].place), problem):
                     self._grow({problem: families[problem]})
-            if not self.keeper.writes:
+            if not self.publisher.writes:
                 return
-            self.keeper.wait_for_alike()  # so that what they added is known, and not lost with them
+            self.publisher.wait_for_alike()  # so that what they added is known
         self._grow(families)
 
     def _grow(self, families: Mapping[Problem, _Family]) -> None:
@@ -217,7 +217,7 @@ class _Run:
             self.go()
 
     def _known(self, problem: Problem, family: _Family) -> dict[int, Record]:
-        found = self.keeper.store.same_but_tokens(problem, Environment.of(family.place))
+        found = self.publisher.store.same_but_tokens(problem, Environment.of(family.place))
         return {count: found[count] for count in family.counts if count in found}
 
     def _measure(self, job: Job) -> None:
@@ -235,9 +235,9 @@ class _Run:
                 on_stage=partial(self._tell, problem),
                 objective=job.objectives,
                 known=job.known,
-                also=job.also | self.keeper.winners_near(problem, job.environment),
+                also=job.also | self.publisher.winners_near(problem, job.environment),
             )
-            self.keeper.keep(record)
+            self.publisher.keep(record)
         except AutoloraError as error:
             logger.warning("autolora: %s was not measured: %s", problem, error)
             reason = str(error)
@@ -249,22 +249,22 @@ class _Run:
         if reason == _FULL:  # and the error, which held the tensors, is gone
             released(job.place)
         if reason:
-            self.keeper.fail(problem, reason)
+            self.publisher.fail(problem, reason)
             self._settle(problem, None, reason)
         else:
             self.claims.learn(job, record.seconds)
             self._settle(problem, record)
 
-    def _hear(self, letter: Letter) -> None:
+    def _hear(self, message: Message) -> None:
         """What another rank has measured, or could not."""
-        problem, reason = letter.problem, f"{letter.reason} (rank {letter.rank})"
-        if self.cluster is None or not self.cluster.is_alike(letter.rank):
+        problem, reason = message.problem, f"{message.reason} (rank {message.rank})"
+        if self.cluster is None or not self.cluster.is_alike(message.rank):
             if (problem, reason) not in self.result.failed:
                 self.result.failed.append((problem, reason))
         elif problem in self.done:
             pass  # heard before
-        elif self.keeper.writes:
-            self._settle(problem, letter.record, reason)
+        elif self.publisher.writes:
+            self._settle(problem, message.record, reason)
         else:
             self.seen.add(problem)
             self.open.pop(problem, None)

@@ -1,0 +1,1 @@
+"""Cache files: where they are, and how they are read, locked and written."""

@@ -1,0 +1,1 @@
+"""Lookup: which graph the records of the search path name for a problem."""

@@ -1,0 +1,1 @@
+"""Records: what was measured for one problem, its JSON form, and which of two is better."""

@@ -1,0 +1,199 @@
+"""A table: the records of one file by what they answer, each a line until it is asked for.
+
+Ten thousand records are read in the time that checking a few hundred takes. A line is checked when
+its record is asked for, and every line is before it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import NamedTuple
+
+from autolora.cache.records.checks import LONGEST, dumps, loads
+from autolora.cache.records.record import Record, better
+from autolora.environment import Environment
+from autolora.problem import Problem
+
+Family = tuple[int, int, int, str]
+
+_SIZES = ("in_features", "out_features", "tokens", "rank")
+_REST = tuple(field.name for field in fields(Problem) if field.name not in _SIZES)
+_VALUE = r'(?:"\w*"|true|false|\[[\w",]*\])'
+_HEAD = re.compile(
+    r'\{"problem":\{'
+    + ",".join(rf'"{name}":([1-9]\d{{0,15}})' for name in _SIZES)
+    + "(,"
+    + ",".join(rf'"{name}":{_VALUE}' for name in _REST)
+    + r'\}),"environment":"([0-9a-f]{12})",',
+    re.ASCII,
+)
+
+
+class Key(NamedTuple):
+    """What a record answers; sorts as records stand in a file: by size, tokens last.
+
+    Args:
+        in_features: of the problem, as are the next two and the tokens.
+        out_features: see there.
+        rank: see there.
+        rest: the problem's other fields, as they are written in a record's line.
+        tokens: see there.
+        environment: its id.
+    """
+
+    in_features: int
+    out_features: int
+    rank: int
+    rest: str
+    tokens: int
+    environment: str
+
+    @classmethod
+    def of(cls, problem: Problem, environment: Environment) -> Key:
+        """The key of a problem in an environment."""
+        return cls(*family_of(problem), problem.tokens, environment.id)
+
+    @classmethod
+    def of_line(cls, line: str) -> Key | None:
+        """The key of a line that is written as :attr:`Record.line` writes; else None."""
+        match = _HEAD.match(line)
+        if match is None or not line.endswith("}"):
+            return None
+        in_features, out_features, tokens, rank = map(int, match.groups()[:4])
+        return cls(in_features, out_features, rank, match[5], tokens, match[6])
+
+    @property
+    def family(self) -> Family:
+        """The key without tokens and environment."""
+        return self[:4]
+
+    @property
+    def problem(self) -> Problem:
+        """The problem.
+
+        Raises:
+            ValueError: the line that the key is of holds none.
+        """
+        sizes = (self.in_features, self.out_features, self.tokens, self.rank)
+        rest = json.loads(f"{{{self.rest[1:]}")
+        return Problem.from_json({**dict(zip(_SIZES, sizes, strict=True)), **rest})
+
+
+def family_of(problem: Problem) -> Family:
+    """What problems have in common that differ in tokens only: the first fields of their keys."""
+    rest = {name: value for name, value in problem.to_json().items() if name not in _SIZES}
+    return problem.in_features, problem.out_features, problem.rank, f",{dumps(rest)[1:]}"
+
+
+class Table:
+    """Records by key.
+
+    Args:
+        environments: those that the lines refer to, by id.
+        lines: the records' lines, unchecked but for their keys.
+        invalid: why other records of the same file could not be used.
+    """
+
+    def __init__(
+        self,
+        environments: Mapping[str, Environment] | None = None,
+        lines: Mapping[Key, str] | None = None,
+        invalid: Iterable[str] = (),
+    ) -> None:
+        self.environments = dict(environments or {})
+        self.lines = dict(lines or {})
+        self.invalid = list(invalid)
+        self._records: dict[Key, Record] = {}  # of the lines that have been checked
+        self._families: dict[Family, dict[str, list[int]]] | None = None
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with some of the entries in words, ``""`` if nothing is known to be."""
+        if not self.invalid:
+            return ""
+        count = "1 entry" if len(self.invalid) == 1 else f"{len(self.invalid)} entries"
+        return f"{count} cannot be used ({self.invalid[0][:200]})"
+
+    def record(self, key: Key) -> Record | None:
+        """The record of a key; a line that holds none is dropped, and the reason kept."""
+        line = self.lines.get(key)
+        if line is None or key in self._records:
+            return self._records.get(key)
+        try:
+            _checked_length(line)
+            record = Record.from_json(loads(line), self.environments)
+            self._keep(key, record)
+        except ValueError as error:
+            self.invalid.append(str(error))
+            self.lines.pop(key, None)
+            return None
+        return record
+
+    def settle(self, known: Table | None = None) -> None:
+        """Checks every line that has not been, except those that ``known`` has already checked."""
+        for key, line in list(self.lines.items()):
+            if known is not None and key in known._records and known.lines[key] == line:
+                self._records[key] = known._records[key]
+            self.record(key)
+
+    def add(self, record: Record) -> None:
+        """Joins one record: the better one stays."""
+        key = Key.of(record.problem, record.environment)
+        known = self.record(key)
+        self.environments[record.environment.id] = record.environment
+        self._keep(key, record if known is None else better(record, known))
+        self._families = None
+
+    def forget(self) -> None:
+        """Keeps of the records that have been checked only the lines, which take less memory."""
+        self._records.clear()
+
+    def drop(self, record: Record) -> None:
+        """Takes a record out, if what stands in its place is that one to the letter."""
+        key = Key.of(record.problem, record.environment)
+        if (known := self.record(key)) is not None and known.line == record.line:
+            del self.lines[key], self._records[key]
+            self._families = None
+
+    def part(self, keys: Iterable[Key]) -> Table:
+        """Some of the records."""
+        found = [key for key in keys if key in self.lines]
+        result = Table(self.environments, {key: self.lines[key] for key in found})
+        result._records = {key: self._records[key] for key in found if key in self._records}
+        return result
+
+    def joined(self, other: Table) -> Table:
+        """The records of both, the better one where both have one."""
+        result = Table(self.environments | other.environments, self.lines)
+        result._records = dict(self._records)
+        for key, line in list(other.lines.items()):
+            if key not in result.lines:
+                result.lines[key] = line
+                if key in other._records:
+                    result._records[key] = other._records[key]
+            elif result.lines[key] != line and (record := other.record(key)) is not None:
+                result.add(record)
+        return result
+
+    def token_counts(self, family: Family) -> Mapping[str, list[int]]:
+        """For each environment that has records of the family, for how many tokens, ascending."""
+        if self._families is None:
+            families: dict[Family, dict[str, list[int]]] = {}
+            for key in sorted(self.lines):
+                environments = families.setdefault(key.family, {})
+                environments.setdefault(key.environment, []).append(key.tokens)
+            self._families = families  # only when whole: another thread may be reading
+        return self._families.get(family, {})
+
+    def _keep(self, key: Key, record: Record) -> None:
+        self.lines[key] = _checked_length(record.line)
+        self._records[key] = record
+
+
+def _checked_length(line: str) -> str:
+    if len(line) > LONGEST:
+        raise ValueError(f"a record is longer than {LONGEST:,} characters")
+    return line

@@ -1,0 +1,192 @@
+"""A Hugging Face ``config.json``: its model on the meta device, and the input of its forward.
+
+The only room that imports transformers. It reads the configuration, never weights, runs no code
+that a configuration names, and asks no network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autolora.capture.model_file import one_line
+from autolora.errors import AutoloraError
+
+logger = logging.getLogger("autolora")
+
+CONFIG = "config.json"
+
+_AUTO = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+_ENCODER_DECODERS = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigModel:
+    """The model of a configuration.
+
+    Args:
+        model: on the meta device, without weights.
+        longest: the most tokens that its positions allow, None where it does not say.
+        notes: what was set aside.
+    """
+
+    model: Any
+    longest: int | None
+    notes: list[str]
+
+    def inputs(self, batch_size: int, seq_len: int) -> dict[str, Tensor]:
+        """The arguments of its forward for a batch, on the meta device.
+
+        Language models get ``batch_size`` sequences of ``seq_len`` tokens, vision models
+        ``batch_size`` images, speech models as many spectrograms of full length, or sounds of
+        ``seq_len`` frames. Models of text and images get both; the tokens that stand for an image
+        are the first of a sequence, which is made longer where they fill it.
+        """
+        config, main = self.model.config, self.model.main_input_name
+        accepted = inspect.signature(self.model.forward).parameters
+        given, standing = {}, 0
+        if main == "input_features":
+            given[main] = self._empty(
+                batch_size, config.num_mel_bins, 2 * config.max_source_positions
+            )
+        elif main == "input_values" and hasattr(config, "conv_stride"):
+            given[main] = self._empty(batch_size, seq_len * math.prod(config.conv_stride))
+        elif "pixel_values" in accepted:
+            given, standing = self._images(batch_size)
+        if "input_ids" in accepted and main in ("input_ids", "pixel_values"):
+            words = _words(config, batch_size, max(seq_len - standing, 1))
+            marks = words.new_full((batch_size, standing), _image_token(config) or 0)
+            given["input_ids"] = torch.cat((marks, words), dim=1)
+        if getattr(config, "is_encoder_decoder", False):
+            given["decoder_input_ids"] = _words(config, batch_size, seq_len)
+        return given
+
+    def _images(self, batch_size: int) -> tuple[dict[str, Tensor], int]:
+        """An image for each sequence, and how many tokens stand for it.
+
+        There are none for a model that takes images of no fixed size, or other things with them.
+        """
+        config = self.model.config
+        vision = getattr(config, "vision_config", getattr(config, "encoder", config))
+        image = (getattr(vision, "num_channels", 3), *_image_size(vision))
+        if _image_token(config) is None:
+            return {"pixel_values": self._empty(batch_size, *image)}, 0
+        for shape in ((batch_size, *image), (batch_size, 1, *image)):
+            pixels = self._empty(*shape)
+            try:
+                seen = self.model.get_image_features(pixels)
+            except Exception as error:  # whatever a model does with images of another kind
+                logger.info("no image of %s: %s", shape, one_line(error))
+                continue
+            features = tree_leaves(getattr(seen, "pooler_output", seen))
+            rows = sum(each.numel() // each.shape[-1] for each in features)
+            return {"pixel_values": pixels}, rows // batch_size
+        return {}, 0
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.model.dtype, device="meta")
+
+
+def load_config(path: Path, dtype: torch.dtype | None) -> ConfigModel:
+    """Builds the model of a ``config.json``, without weights.
+
+    Args:
+        path: of the file.
+        dtype: of the model; the configuration's own unless given.
+
+    Raises:
+        AutoloraError: transformers is missing, or the configuration describes no model it knows.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise AutoloraError(
+            f"{path} is a Hugging Face configuration, and transformers is not installed: "
+            "pip install 'autolora[peft]'"
+        ) from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever transformers makes of a file that the user wrote
+        raise AutoloraError(
+            f"cannot read {path} as a Hugging Face configuration: {_brief(error)}"
+        ) from error
+    notes = []
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+        notes.append("its quantisation is set aside: the base weights are taken to be dense")
+    dtype = dtype or getattr(config, "dtype", None) or torch.float32
+    return ConfigModel(_build(transformers, config, dtype, path), _longest(config), notes)
+
+
+def _build(transformers: Any, config: Any, dtype: torch.dtype, path: Path) -> nn.Module:
+    named = (config.architectures or [None])[0]
+    made = getattr(transformers, named or "", None)
+    try:
+        with torch.device("meta"):
+            if made is not None:
+                return made._from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+            both = getattr(config, "is_encoder_decoder", False)
+            order = _ENCODER_DECODERS + _AUTO if both else _AUTO
+            for auto in order:
+                kind = getattr(transformers, auto)
+                if type(config) in kind._model_mapping:
+                    return kind.from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+    except Exception as error:  # sizes that do not go together, for instance
+        raise AutoloraError(f"cannot build the model of {path}: {_brief(error)}") from error
+    raise AutoloraError(f"{path}: transformers has no model for {type(config).__name__}")
+
+
+def _longest(config: Any) -> int | None:
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    size = getattr(config, "image_size", 224)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _words(config: Any, batch_size: int, length: int) -> Tensor:
+    """Sequences of one and the same token, which is none with a meaning of its own."""
+    special = {
+        value
+        for each in (config, config.get_text_config())
+        for name, value in each.to_dict().items()
+        if name.endswith(("token_id", "token_index")) and isinstance(value, int)
+    }
+    word = next(number for number in range(len(special) + 1) if number not in special)
+    return torch.full((batch_size, length), word, dtype=torch.long, device="meta")
+
+
+def _image_token(config: Any) -> int | None:
+    """The token that stands for a part of an image among words, None where there is none."""
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(token := getattr(config, name, None), int):
+            return token
+    return None
+
+
+def _brief(error: Exception) -> str:
+    return one_line(error) if not isinstance(error, (OSError, ValueError)) else str(error).strip()

@@ -1,0 +1,1 @@
+"""The commands of ``autolora cache``, one file each."""

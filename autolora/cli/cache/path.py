@@ -1,0 +1,166 @@
+"""``autolora cache path``."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autolora.cache.files.disk import Unreadable
+from autolora.cache.files.paths import search_path, site_path
+from autolora.cache.lookup.closest import similarity
+from autolora.cache.records.table import Table
+from autolora.cli.cache.environments import here
+from autolora.cli.cache.files import MISSING, CacheFile, table_of
+from autolora.cli.cache.titles import environment_line
+from autolora.cli.output.console import print_json, print_line, print_lines, print_paragraph
+from autolora.cli.output.figures import count
+from autolora.environment import Environment
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A file of the search path.
+
+    Args:
+        role: what it is there for.
+        path: of the file.
+        exists: whether it is there.
+        records: how many can be used, by the id of their environment.
+        environments: those, by id.
+        damage: why it, or a part of it, cannot be used.
+    """
+
+    role: str
+    path: Path
+    exists: bool
+    records: Mapping[str, int] = field(default_factory=dict)
+    environments: Mapping[str, Environment] = field(default_factory=dict)
+    damage: str = ""
+
+    def fitting(self, environment: Environment) -> int:
+        """How many records are of an environment."""
+        return self.records.get(environment.id, 0)
+
+    def related(self, environment: Environment) -> int:
+        """How many are of the same device under other libraries or settings."""
+        return sum(
+            self.records[name]
+            for name, other in self.environments.items()
+            if other != environment and similarity(environment, other)
+        )
+
+
+def run(options: Namespace) -> int:
+    """Prints the layers of the search path, or only the path of the file that tuning writes."""
+    paths = search_path()
+    if options.write:
+        print_line(str(paths[0]))
+        return 0
+    layers = [_layer(path, _role(number, path)) for number, path in enumerate(paths)]
+    machine = here() if any(layer.records for layer in layers) else []
+    obstacle = obstacle_to_writing(paths[0])
+    if options.json:
+        print_json(_json(layers, machine, obstacle))
+    else:
+        _print(layers, machine, obstacle)
+    return 0
+
+
+def obstacle_to_writing(path: Path) -> str:
+    """Why a cache file could not be written there, ``""`` if nothing speaks against it."""
+    target = os.path.realpath(path)
+    if os.path.isdir(target):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
+        return "it is a folder"
+    if os.path.lexists(target) and not os.access(target, os.W_OK):
+        return "the file is read-only"
+    folder = Path(target).parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):  # noqa: PTH112  # likewise
+        return f"{folder} is no folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"the folder {folder} is read-only"
+    return ""
+
+
+def _role(number: int, path: Path) -> str:
+    if number == 0:
+        return "written"
+    return "site folder" if path == site_path() else "read"
+
+
+def _layer(path: Path, role: str) -> _Layer:
+    try:
+        table = table_of(CacheFile(str(path), path))
+    except Unreadable as error:
+        damage = str(error)
+        there = damage != MISSING
+        return _Layer(role, path, there, damage=damage if there else "")
+    table.settle()
+    return _Layer(role, path, True, *_numbers(table), damage=table.damage)
+
+
+def _numbers(table: Table) -> tuple[dict[str, int], dict[str, Environment]]:
+    numbers: dict[str, int] = {}
+    for key in table.lines:
+        numbers[key.environment] = numbers.get(key.environment, 0) + 1
+    return numbers, {name: table.environments[name] for name in numbers}
+
+
+def _json(
+    layers: Sequence[_Layer], machine: Sequence[Environment], obstacle: str
+) -> dict[str, Any]:
+    return {
+        "path": str(layers[0].path),
+        "writable": not obstacle,
+        "obstacle": obstacle,
+        "reads": [str(layer.path) for layer in layers],
+        "machine": {environment.id: environment.to_json() for environment in machine},
+        "layers": [
+            {
+                "path": str(layer.path),
+                "role": layer.role,
+                "exists": layer.exists,
+                "records": sum(layer.records.values()),
+                "damage": layer.damage,
+                "this_environment": {e.id: layer.fitting(e) for e in machine},
+                "same_device": {e.id: layer.related(e) for e in machine},
+            }
+            for layer in layers
+        ],
+    }
+
+
+def _print(layers: Sequence[_Layer], machine: Sequence[Environment], obstacle: str) -> None:
+    for number, layer in enumerate(layers, 1):
+        print_line(f"{number}. {layer.path}")
+        print_lines(f"   {line}" for line in _about(layer, machine))
+    print_line()
+    if machine:
+        print_line("This machine:")
+        print_lines(f"  {e.id}  {environment_line(e)}" for e in machine)
+        print_line()
+    if obstacle:
+        print_paragraph(f"The first cannot be written: {obstacle}.")
+    else:
+        print_line("The first can be written; 'autolora tune' does.")
+
+
+def _about(layer: _Layer, machine: Sequence[Environment]) -> list[str]:
+    """What there is to say of a layer."""
+    if not layer.exists:
+        return [f"{layer.role}; not there"]
+    lines = [f"{layer.role}; {count(sum(layer.records.values()), 'record')}"]
+    if layer.records:
+        lines += [_fitting(layer, environment) for environment in machine]
+    return [*lines, f"damaged: {layer.damage}"] if layer.damage else lines
+
+
+def _fitting(layer: _Layer, environment: Environment) -> str:
+    fitting, related = layer.fitting(environment), layer.related(environment)
+    also = f", {related} of the same device in others" if related else ""
+    return f"{fitting} of environment {environment.id} ({environment.device}){also}"

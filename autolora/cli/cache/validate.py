@@ -1,0 +1,88 @@
+"""``autolora cache validate``."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from typing import Any
+
+from autolora.cache.files.disk import Unreadable
+from autolora.cache.records.validation import Finding, Graphs, Validation, validate
+from autolora.cli import INVALID
+from autolora.cli.cache.files import CacheFile, bytes_of, files_of, logger
+from autolora.cli.cache.titles import first, key_title
+from autolora.cli.output.console import print_json, print_line, print_lines
+from autolora.cli.output.figures import count
+from autolora.errors import AutoloraError
+from autolora.graphs.space import find_graph, reference_graph
+
+_GRAPHS = Graphs(find_graph, lambda problem: reference_graph(problem).name)
+_SIGN = re.compile(rb'"schema_version"\s*:')
+_HEAD = 1000  # bytes in which a cache file says that it is one
+
+
+def run(options: Namespace) -> int:
+    """Prints what is wrong or odd in each file."""
+    done: list[tuple[CacheFile, Validation]] = []
+    for file in files_of(options.files):
+        validation = _validated(file)
+        if validation is None:
+            logger.warning("%s is left out: it is no timing cache", file.name)
+            continue
+        done.append((file, validation))
+        if not options.json:
+            _print(file, validation)
+    if not done:
+        raise AutoloraError("none of these files is a timing cache")
+    if options.json:
+        print_json({"files": [_json(file, validation) for file, validation in done]})
+    return INVALID if any(validation.errors for _, validation in done) else 0
+
+
+def _validated(file: CacheFile) -> Validation | None:
+    """What is found in a file; None if it was not named itself and is none of ours."""
+    try:
+        data = bytes_of(file)
+    except Unreadable as error:
+        return Validation(0, (Finding("error", f"it cannot be read: {error}"),))
+    if not file.named and not _SIGN.search(data, 0, _HEAD):
+        return None
+    return validate(data, _GRAPHS)
+
+
+def _json(file: CacheFile, validation: Validation) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "valid": not validation.errors,
+        "records": validation.records,
+        "findings": [_finding_json(finding) for finding in validation.findings],
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    key = finding.key
+    try:
+        problem = key and key.problem.to_json()
+    except ValueError:  # that is what is wrong with it
+        problem = None
+    return {
+        "severity": finding.severity,
+        "cause": finding.cause,
+        "problem": problem,
+        "environment": key and key.environment,
+    }
+
+
+def _print(file: CacheFile, validation: Validation) -> None:
+    findings = sorted(validation.findings, key=lambda finding: finding.severity)  # errors first
+    print_lines(first(findings, lambda finding: _line(file, finding), indent=""))
+    verdict = count(validation.errors, "error") if validation.errors else "valid"
+    notes = len(findings) - validation.errors
+    verdict += f", {count(notes, 'note')}" if notes else ""
+    print_line(f"{file.name}: {count(validation.records, 'record')}, {verdict}")
+
+
+def _line(file: CacheFile, finding: Finding) -> str:
+    key = finding.key
+    record = "" if key is None else f"{key_title(key)} ({key.environment}): "
+    return f"{file.name}: {finding.severity}: {record}{finding.cause}"

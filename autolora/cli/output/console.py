@@ -1,0 +1,166 @@
+"""What every command prints with: stdout for results, stderr for the rest, and safe text.
+
+Nothing is read as markup, and control characters in text that came from a file are made visible.
+rich is imported when something is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_CONTROL = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_HERE = Path(__file__).parents[2]
+_PREFIX = "autolora: "
+_STYLES = {"error": "bold red", "warning": "yellow"}
+
+
+def clean(text: str) -> str:
+    r"""Text that a terminal shows and does not obey; line breaks stay.
+
+    >>> clean("\x1b[2Jgone")
+    '\\x1b[2Jgone'
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A rich console on a stream, stdout unless given."""
+    from rich.console import Console
+
+    screen = Console(
+        file=stream or sys.stdout, markup=False, highlight=False, emoji=False, soft_wrap=True
+    )
+    screen.on_broken_pipe = _raise_again  # type: ignore[method-assign]  # rich would exit with 1
+    return screen
+
+
+def print_line(line: str = "", style: str = "") -> None:
+    """Prints one line of a result."""
+    print_lines([line], style)
+
+
+def print_lines(lines: Iterable[str | Text], style: str = "") -> None:
+    """Prints lines of a result."""
+    screen = console()
+    for line in lines:
+        screen.print(clean(line) if isinstance(line, str) else line, style=style or None)
+
+
+def screen_width() -> int:
+    """Cells in a line of stdout; 80 where it is no terminal."""
+    screen = console()
+    return screen.width if screen.is_terminal else 80
+
+
+def print_paragraph(text: str) -> None:
+    """Prints a sentence or more, filled to the width of the screen."""
+    width = min(screen_width(), 100)
+    print_line(textwrap.fill(clean(text), width, break_on_hyphens=False, break_long_words=False))
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document; the only thing that a command prints to stdout with ``--json``."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+
+
+def say(line: str) -> None:
+    """Prints one line that is no result, to stderr."""
+    console(sys.stderr).print(clean(line))
+
+
+def say_interrupted() -> None:
+    """Prints ``autolora: interrupted`` to stderr."""
+    say("autolora: interrupted")
+
+
+def say_error(message: str) -> None:
+    """Prints ``autolora: error: …`` to stderr."""
+    _say("error", message)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Shows on stderr what the library logs, and its warnings, each once; both as one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a sign that it lacks is no reason to fail
+    logger, handler = logging.getLogger("autolora"), _Once()
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            theirs = warnings.showwarning
+
+            def show(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+                if Path(filename).is_relative_to(_HERE):
+                    handler.tell("warning", str(message))
+                else:
+                    theirs(message, category, filename, lineno, *rest)
+
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+@contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Collects what the library logs instead of showing it; what is left in the end is shown."""
+    logger, collector = logging.getLogger("autolora"), _Collector()
+    logger.handlers, handlers = [collector], logger.handlers
+    try:
+        yield collector.messages
+    finally:
+        logger.handlers = handlers
+        for message in collector.messages:
+            logger.warning("%s", message)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage().removeprefix(_PREFIX))
+
+
+class _Once(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.tell(record.levelname.lower(), record.getMessage().removeprefix(_PREFIX))
+
+    def tell(self, kind: str, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            _say(kind, message)
+
+
+def _raise_again() -> None:
+    raise  # rich calls this where it has caught the exception
+
+
+def _say(kind: str, message: str) -> None:
+    from rich.text import Text
+
+    prefix = Text.assemble(_PREFIX, (f"{kind}: ", _STYLES.get(kind, "")))
+    console(sys.stderr).print(prefix.append(clean(message)))

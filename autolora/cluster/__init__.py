@@ -1,0 +1,1 @@
+"""The ranks of one tuning run: what each works on, and whether it is alive."""

@@ -1,0 +1,152 @@
+"""What a LoRA layer is made of, and whether anything about it keeps it from running as a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Parameter
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
+
+from autolora.graphs.function import LayerTensors
+
+PLAIN = (Parameter, Tensor)  # a subclass of these may mean anything by a product
+
+
+def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> LayerTensors | str:
+    """The tensors of the modules of a layer, or why they do not compute what a graph does.
+
+    Runs at every call of a layer, so it looks straight into the modules' dictionaries.
+
+    Args:
+        base: a linear layer, a ``Conv1D`` of transformers or a quantised layer of bitsandbytes.
+        lora_A: a linear layer, likewise lora_B.
+        lora_B: may have a bias.
+        magnitude: DoRA's, a module with a weight.
+    """
+    if type(base) is not Linear or magnitude is not None:
+        return _special_tensors(base, lora_A, lora_B, magnitude)
+    for part in (base, lora_A, lora_B):
+        if type(part) is not Linear:
+            return f"a part of type {type(part).__name__}"
+        if (
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+        ):
+            return "hooks on its parts"
+        if "forward" in part.__dict__:
+            return "a replaced forward on its parts"
+    if (
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    ):
+        return "global module hooks"
+    own, narrow, wide = base._parameters, lora_A._parameters, lora_B._parameters
+    W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
+    c = wide.get("bias")
+    if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
+        return "tensor subclasses or missing weights"
+    if (b is not None and type(b) not in PLAIN) or (c is not None and type(c) not in PLAIN):
+        return "tensor subclasses or missing weights"
+    if narrow.get("bias") is not None:
+        return "a bias in lora_A"
+    return W, b, A, B, c, None
+
+
+def _special_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any) -> LayerTensors | str:
+    """The same for a base that is no ``torch.nn.Linear``, or with DoRA's magnitude."""
+    found = plain_tensors(lora_A, lora_A, lora_B)  # the adapter's half of it
+    if isinstance(found, str):
+        return found
+    reason = _changed(base) or ("" if magnitude is None else _changed(magnitude))
+    if reason:
+        return reason
+    W, b, M = base._parameters.get("weight"), base._parameters.get("bias"), None
+    if type(base) is not Linear:
+        weight = _base_weight(base, W)
+        if isinstance(weight, str):
+            return weight
+        W = weight[0]
+    _, _, A, B, c, _ = found
+    if magnitude is not None:
+        M = magnitude._parameters.get("weight")
+        if type(M) not in PLAIN:
+            return "tensor subclasses or missing weights"
+        if c is not None:
+            return "DoRA with a bias in lora_B"
+        if base_layout(base) == "int8":
+            return "DoRA on 8-bit weights"
+    if (type(W) not in PLAIN and W is not base) or (b is not None and type(b) not in PLAIN):
+        return "tensor subclasses or missing weights"
+    return W, b, A, B, c, M
+
+
+def base_layout(base: Any) -> str:
+    """How a base layer keeps its weight, ``""`` where it is none that graphs exist for."""
+    if type(base) is Linear:
+        return "linear"
+    module, name = type(base).__module__, type(base).__name__
+    if name == "Conv1D" and module == "transformers.pytorch_utils":
+        return "conv1d"
+    if module == "bitsandbytes.nn.modules" and name in ("Linear4bit", "Linear8bitLt"):
+        return {"Linear4bit": "nf4", "Linear8bitLt": "int8"}[name]
+    return ""
+
+
+def dropout_of(layer: Any) -> float | str:
+    """The probability that a dropout layer has now, or why it is none that graphs exist for."""
+    kind = type(layer)
+    if kind is torch.nn.Identity:
+        return "hooks on its parts" if layer._forward_hooks or layer._forward_pre_hooks else 0.0
+    if kind is not torch.nn.Dropout:
+        return f"a dropout of type {kind.__name__}"
+    if reason := _changed(layer):
+        return reason
+    p = layer.p
+    if not layer.training or not p:
+        return 0.0
+    return float(p) if 0 < p < 1 else f"dropout {p:g} while training"
+
+
+def _changed(module: Any) -> str:
+    """Why a module need not compute what its class does, ``""`` where it does."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "hooks on its parts"
+    if module._backward_hooks or module._backward_pre_hooks:
+        return "hooks on its parts"
+    return "a replaced forward on its parts" if "forward" in module.__dict__ else ""
+
+
+def _base_weight(base: Any, weight: Any) -> tuple[Any] | str:
+    """W for a base that is no ``torch.nn.Linear``: a view, or the layer where it is quantised."""
+    layout = base_layout(base)
+    if layout == "conv1d":
+        return (weight.t(),) if type(weight) in PLAIN else "tensor subclasses or missing weights"
+    if layout == "nf4":
+        state = getattr(weight, "quant_state", None)
+        if state is None or base.compute_dtype is None:
+            return "a weight that is not quantised yet"
+        if state.quant_type != "nf4":
+            return f"a weight quantised as {state.quant_type}"
+        if getattr(state, "packing_format_for_cpu", False):
+            return "a weight packed for inference"
+        if tuple(state.shape) != (base.out_features, base.in_features):
+            return "a quantised weight of another shape than the layer's"
+        return (base,)
+    if layout == "int8":
+        if base.state.has_fp16_weights or weight.device.type != "cpu" or not base.training:
+            return "8-bit products that round the input too"
+        if weight.CB is None and base.state.CB is None:
+            return "a weight that is not quantised yet"
+        return (base,)
+    return f"a base of type {type(base).__name__}"

@@ -1,0 +1,165 @@
+"""A graph's numeric verdict: it may be used only if it is as accurate as the reference graph.
+
+Measured on random data against float64, at two sizes of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from autolora.cache.records.record import Verdict
+from autolora.graphs.dropout import keep
+from autolora.graphs.graph import Graph
+from autolora.graphs.quantised import dense
+from autolora.graphs.space import reference_graph
+from autolora.problem import Problem
+from autolora.timing.data import SCALING, Data
+
+MAGNITUDES = (1e-1, 1e-3)  # of ‖s·BA‖/‖W‖: a trained adapter, and one that has hardly begun
+
+_TOLERANCE = 2.0  # times the reference's own error
+# Added to it: what the order of summation alone may change. Two float32 libraries differ by a few
+# units in the last place over a long sum; in the 16-bit dtypes the rounding of the result hides it.
+_FLOOR = {"float64": 1e-15, "float32": 5e-7, "float16": 6e-5, "bfloat16": 5e-4}
+_GAIN_FLOOR = 5e-3
+_TOKENS = 64  # errors hardly depend on tokens; the oracle's cost does
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """Relative errors of the outputs, the adapter gain and its noise, at one magnitude.
+
+    The gain is the slope of a regression over the elements of Y, the noise its standard error.
+    """
+
+    errors: Mapping[str, float]
+    gain: float
+    noise: float
+
+
+def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
+    """Whether a graph is as accurate as the reference graph of its problem.
+
+    The relative error of an output is ``‖V − V₆₄‖ / ‖V₆₄‖`` over Y and the gradients. The adapter
+    gain is ``⟨Y − Y₀, ΔY⟩ / ‖ΔY‖²`` with Y₀ the same graph at B = 0 and ΔY the exact effect of the
+    adapter: 1 if the sum keeps it, 0 if rounding swallows it. Each error may be at most twice the
+    reference's, the gain at most twice as far from 1, both with a small floor, and the gain with
+    two of its standard errors.
+    """
+    small = problem.at(min(problem.tokens, _TOKENS))
+    mine = _figures(graph, small, device)
+    theirs = _figures(reference_graph(small), small, device)
+    reason = ""
+    for magnitude, figures, limits in zip(MAGNITUDES, mine, theirs, strict=True):
+        for output, error in figures.errors.items():
+            dtype = problem.dtype if output in ("Y", "dX") else problem.compute_dtype
+            allowed = _TOLERANCE * limits.errors[output] + _FLOOR[dtype]
+            if not error <= allowed:
+                reason = reason or (
+                    f"error of {output} {error:.1e} > {allowed:.1e} at adapter size {magnitude:g}"
+                )
+        noise = 2 * (figures.noise + limits.noise)
+        allowed = _TOLERANCE * abs(limits.gain - 1) + _GAIN_FLOOR + noise
+        if not abs(figures.gain - 1) <= allowed:
+            reason = reason or f"adapter gain {figures.gain:.3f} at adapter size {magnitude:g}"
+    return Verdict(
+        ok=not reason,
+        errors={
+            output: (_short(mine[0].errors[output]), _short(mine[1].errors[output]))
+            for output in mine[0].errors
+        },
+        gain=(_short(mine[0].gain), _short(mine[1].gain)),
+        reason=reason,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _figures(graph: Graph, problem: Problem, device: torch.device) -> tuple[_Figures, _Figures]:
+    first, second = (_at(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
+    return first, second
+
+
+def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> _Figures:
+    data, exact, effect = _oracle(problem, device, magnitude)
+    data.clear()
+    with _same_mask(device):
+        Y = data.forward(graph)()
+    results = {"Y": Y.detach()}
+    if Y.requires_grad:
+        Y.backward(data.G)  # type: ignore[no-untyped-call]
+        results |= {
+            f"d{name}": tensor.grad
+            for name, tensor in data.leaves.items()
+            if tensor.grad is not None
+        }
+    errors = {name: _relative(value, exact[name]) for name, value in results.items()}
+    with torch.no_grad(), _same_mask(device):
+        Y0 = replace(data, B=torch.zeros_like(data.B)).forward(graph)()
+    moved = (results["Y"].double() - Y0.double()).flatten()
+    flat = effect.flatten()
+    gain = moved @ flat / (flat @ flat)
+    noise = (moved - gain * flat).norm() / (flat.norm() * flat.numel() ** 0.5)
+    return _Figures(errors, float(gain), float(noise))
+
+
+@contextmanager
+def _same_mask(device: torch.device) -> Iterator[None]:
+    """Whatever draws dropout's mask first draws the same."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(1)
+        yield
+
+
+@lru_cache(maxsize=4)
+def _oracle(
+    problem: Problem, device: torch.device, magnitude: float
+) -> tuple[Data, dict[str, Tensor], Tensor]:
+    """The data, its results in float64, and the exact effect of the adapter on Y."""
+    data = Data.random(problem, device, magnitude=magnitude, seed=1)
+    leaves = {
+        name: tensor.detach().double().requires_grad_(tensor.requires_grad)
+        for name, tensor in data.leaves.items()
+    }
+    weight = data.W if isinstance(data.W, Tensor) else dense(data.W, data.X.dtype)
+    frozen = weight.double(), None if data.b is None else data.b.double()
+    mask = torch.ones((), dtype=torch.float64, device=device)
+    if problem.dropout:
+        with _same_mask(device):
+            mask = keep(data.X, data.p, data.A.dtype).double() / (1 - data.p)
+    Y = _exact(*frozen, leaves, mask)
+    exact = {"Y": Y.detach()}
+    if Y.requires_grad:
+        Y.backward(data.G.double())  # type: ignore[no-untyped-call]
+        exact |= {f"d{name}": t.grad for name, t in leaves.items() if t.grad is not None}
+    with torch.no_grad():
+        without = {**leaves, "B": torch.zeros_like(leaves["B"])}
+        effect = exact["Y"] - _exact(*frozen, without, mask)
+    return data, exact, effect
+
+
+def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """The defining equation, ``mask`` being dropout's with its factor."""
+    X, A, B = leaves["X"], leaves["A"], leaves["B"]
+    D = X * mask
+    Y, U = X @ W.t(), SCALING * (D @ A.t() @ B.t())
+    if "M" in leaves:
+        g = leaves["M"] / (W + SCALING * B.detach() @ A.detach()).norm(dim=1)
+        Y, U = Y + (g - 1) * (D @ W.t()), g * U
+    if "c" in leaves:
+        U = U + SCALING * leaves["c"]
+    return Y + U if b is None else Y + U + b
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    return float((value.double() - exact).norm() / exact.norm())
+
+
+def _short(figure: float) -> float:
+    """Four digits: more say nothing, and records are many."""
+    return float(f"{figure:.4g}")

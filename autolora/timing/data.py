@@ -1,0 +1,138 @@
+"""Random tensors for a problem, and a graph or the reference as a function that runs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from autolora.graphs.function import LayerTensors, run
+from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.reference import reference
+from autolora.graphs.source import executable
+from autolora.problem import QUANTISED, Problem
+from autolora.timing.quantise import quantised
+
+_DRAWN = 1 << 20  # numbers; a larger tensor repeats them, since drawing costs as much as a product
+SCALING = 2.0  # times do not depend on it; accuracy may, where rounding s·B does
+DROPOUT = 0.1  # times do not depend on it
+
+
+def normal_numbers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A float32 tensor of standard normal numbers on the generator's device."""
+    count, device = prod(shape), generator.device
+    drawn = torch.randn(min(count, _DRAWN), generator=generator, device=device)
+    return drawn.repeat(-(-count // _DRAWN))[:count].view(*shape)
+
+
+@dataclass(slots=True)
+class Data:
+    """The tensors of one problem: W and b frozen, gradients asked for as the problem says.
+
+    Entries of X and G are standard normal, those of W and A have variance 1/in_features, as in a
+    trained layer; B is scaled so that ``‖s·BA‖ / ‖W‖`` is about ``magnitude``; M is near the norms
+    of the rows of W. W is a layer of bitsandbytes where the problem's is quantised.
+    """
+
+    problem: Problem
+    X: Tensor
+    W: Any
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+    c: Tensor | None
+    M: Tensor | None
+    G: Tensor
+
+    @classmethod
+    def random(
+        cls, problem: Problem, device: torch.device, *, magnitude: float = 0.1, seed: int = 0
+    ) -> Data:
+        """Draws the tensors of a problem on a device.
+
+        Raises:
+            AutoloraError: W is quantised and bitsandbytes is not installed.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+        dtype, adapter = getattr(torch, problem.dtype), getattr(torch, problem.adapter_dtype)
+        m, i, o, r = problem.tokens, problem.in_features, problem.out_features, problem.rank
+
+        def normal(*shape: int, scale: float, dtype: torch.dtype) -> Tensor:
+            return normal_numbers(shape, generator).mul_(scale).to(dtype)
+
+        X = normal(m, i, scale=1, dtype=dtype)
+        W: Any = normal(o, i, scale=i**-0.5, dtype=dtype)
+        b = normal(o, scale=0.1, dtype=dtype) if problem.bias else None
+        norms = torch.linalg.vector_norm(W.float(), dim=1)
+        if problem.layout == "conv1d":
+            W = W.t().contiguous().t()
+        elif problem.layout in QUANTISED:
+            W = quantised(W, b, problem.layout)
+        data = cls(
+            problem,
+            X=X,
+            W=W,
+            b=b,
+            A=normal(r, i, scale=i**-0.5, dtype=adapter),
+            B=normal(o, r, scale=magnitude / SCALING / r**0.5, dtype=adapter),
+            c=normal(o, scale=0.1, dtype=adapter) if problem.adapter_bias else None,
+            M=None,
+            G=normal(m, o, scale=1, dtype=dtype),
+        )
+        if problem.variant == "dora":
+            data.M = (norms * (1 + normal(o, scale=0.1, dtype=torch.float32))).to(adapter)
+        for name, tensor in data.leaves.items():
+            tensor.requires_grad_(name in problem.gradients)
+        return data
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """The tensors that may need a gradient, by name."""
+        all_of_them = {"X": self.X, "A": self.A, "B": self.B, "c": self.c, "M": self.M}
+        return {name: tensor for name, tensor in all_of_them.items() if tensor is not None}
+
+    @property
+    def tensors(self) -> LayerTensors:
+        """What a layer is made of."""
+        return self.W, self.b, self.A, self.B, self.c, self.M
+
+    @property
+    def p(self) -> float:
+        """The probability of dropout."""
+        return DROPOUT if self.problem.dropout else 0.0
+
+    def forward(self, graph: Graph) -> Callable[[], Tensor]:
+        """The forward pass along a graph."""
+        if graph.forward == REFERENCE:
+            dtype = getattr(torch, self.problem.compute_dtype)
+            return lambda: reference(self.X, self.tensors, SCALING, self.p, dtype)
+        made = executable(graph, self.problem)
+        return lambda: run(made, self.X, self.tensors, SCALING, self.p)
+
+    def step(self, graph: Graph) -> Callable[[], object]:
+        """Forward and backward along a graph, or forward alone where no gradient is needed."""
+        return self._backward(self.forward(graph))
+
+    def floor(self) -> Callable[[], object]:
+        """The same layer with no adapter at all."""
+        if isinstance(self.W, Tensor):
+            return self._backward(lambda: linear(self.X, self.W, self.b))
+        return self._backward(lambda: self.W(self.X))
+
+    def clear(self) -> None:
+        """Drops the gradients of the last step."""
+        for tensor in self.leaves.values():
+            tensor.grad = None
+
+    def _backward(self, forward: Callable[[], Tensor]) -> Callable[[], object]:
+        def step() -> None:
+            Y = forward()
+            if Y.requires_grad:
+                Y.backward(self.G)  # type: ignore[no-untyped-call]
+
+        return step

@@ -1,0 +1,24 @@
+"""A model file to tune, and what a command has said."""
+
+import json
+
+MODEL = """
+import torch
+from torch import nn
+print("loading")
+model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+def example_inputs(batch_size, seq_len):
+    return torch.zeros(batch_size, seq_len, dtype=torch.long)
+"""
+QUICK = ("--rank", "2", "--effort", "quick", "--batch-size", "2", "--seq-len", "8")
+
+
+class Said:
+    """What a command said."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self):
+        return json.loads(self.out)

@@ -1,0 +1,22 @@
+"""Ranks of one process that share a store, on a clock that the test moves."""
+
+import torch
+
+from autolora.cluster.ranks import Cluster
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def pause(self, seconds):
+        self.now += seconds
+
+
+def ranks(size, clock=None, store=None):
+    """Clusters of one process that share a store, and have no threads."""
+    clock, store = clock or Clock(), store or torch.distributed.HashStore()
+    return [Cluster(store, rank, size, clock=clock, pause=clock.pause) for rank in range(size)]

@@ -1,0 +1,73 @@
+"""Sharing the seconds of a run, on a clock that is made up."""
+
+import pytest
+
+from autolora.timing.effort import EFFORTS
+from autolora.tuning.budget import Budget
+
+STEP = 5e6  # nanoseconds
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(seconds, gains, *, step=STEP, slower=1.0, wanted="thorough"):
+    """The effort of each problem, the largest gain first, and what all took."""
+    clock = Clock()
+    budget = Budget(seconds, clock)
+    efforts = []
+    for number in range(len(gains)):
+        effort = budget.effort(gains[number] / sum(gains[number:]), step, wanted)
+        efforts.append(effort)
+        if effort is not None:
+            spent = slower * EFFORTS[effort].expected(step)
+            clock.now += spent
+            budget.learn(effort, step, spent)
+    return efforts, clock.now - 100
+
+
+def test_time_enough_is_the_effort_that_is_wanted():
+    efforts, spent = run(1000, [5, 3, 1])
+    assert efforts == ["thorough"] * 3
+    assert spent < 1000
+    assert run(1000, [5, 3, 1], wanted="quick")[0] == ["quick"] * 3
+
+
+def test_more_for_what_more_hangs_on():
+    efforts, spent = run(16, [100, 10, 1, 1])
+    assert efforts[0] == "thorough"
+    assert set(efforts[1:]) <= {"quick", "normal"}
+    assert spent <= 16
+
+
+def test_too_little_for_all_measures_those_that_matter_most():
+    quick = EFFORTS["quick"].expected(STEP)
+    efforts, spent = run(3.5 * quick, [9, 8, 7, 6, 5, 4])
+    assert efforts == ["quick"] * 3 + [None] * 3
+    assert spent <= 3.5 * quick
+
+
+def test_what_problems_really_take_is_learnt():
+    quick = EFFORTS["quick"].expected(STEP)
+    efforts, spent = run(9 * quick, [1] * 9, slower=2)
+    assert efforts.count("quick") < 9
+    assert None in efforts
+    assert spent <= 11 * quick
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_large_steps_are_expected_to_take_longer(effort):
+    expected = [EFFORTS[effort].expected(step) for step in (1e5, 1e7, 1e9, 1e10)]
+    assert expected == sorted(expected)
+    assert expected[0] < 20 < expected[-1]
+
+
+def test_fewer_graphs_race_where_each_takes_long():
+    normal = EFFORTS["normal"]
+    assert normal.affords(1e6) == normal.most
+    assert normal.affords(1e11) == 4
