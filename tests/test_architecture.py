@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "problem": set(),
     "objective": set(),
     "environment": set(),
-    "graphs": {"problem"},
+    "graphs": {"problem", "objective"},
     "cache.records": {"problem", "environment", "objective"},
     "cache.files": {"problem", "environment", "cache.records"},
     "cache.lookup": {"problem", "environment", "objective", "cache.records", "cache.files"},

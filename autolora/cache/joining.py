@@ -1,10 +1,9 @@
-"""Joining many tables into one, with what came from where and how each conflict was decided.
+"""Joining many tables into one, with the contribution of each and how conflicts were decided.
 
-The result is that of :meth:`~autolora.cache.records.table.Table.joined`, whatever the order of the
-tables. But a line is checked only if it may stand in the result: of records that compete, what
-decides between them is read from their lines, and then the best one is checked. So tables that hold
-the same problems cost little more than one of them, and an error in a record that loses may go
-unseen.
+The result is that of :meth:`~autolora.cache.records.table.Table.joined`, in any order of the
+tables. But only records of the result are validated: the precedence of the others is read from
+their lines. So joining many tables of the same problems costs little more than reading one, and an
+error in a record that loses may go unnoticed.
 """
 
 from __future__ import annotations
@@ -24,27 +23,22 @@ from autolora.environment import Environment
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table to be joined, by the name that its users know.
-
-    Args:
-        name: such as the path of its file.
-        table: its records.
-    """
+    """A table to be joined, with a name such as the path of its file."""
 
     name: str
     table: Table
 
 
 @dataclass(slots=True)
-class Share:
-    """What a source brought to a join.
+class Contribution:
+    """What a source contributed to a join.
 
     Args:
         name: of the source.
-        taken: records that stand in the result because of it.
-        equal: those that an earlier source holds as well.
-        worse: those in whose place another source's stands.
-        invalid: why others could not be used.
+        taken: number of its records in the result.
+        equal: number of records that an earlier source has as well.
+        worse: number of records that lost against another source's.
+        invalid: why other records could not be used.
     """
 
     name: str
@@ -55,13 +49,13 @@ class Share:
 
     @property
     def records(self) -> int:
-        """How many it has that can be used."""
+        """Number of its valid records."""
         return self.taken + self.equal + self.worse
 
     @property
-    def damage(self) -> str:
-        """What is wrong with some of its entries in words, ``""`` if nothing is known to be."""
-        return Table(invalid=self.invalid).damage
+    def invalid_summary(self) -> str:
+        """What is wrong with its invalid entries, ``""`` if there are none."""
+        return Table(invalid=self.invalid).invalid_summary
 
 
 class Conflict(NamedTuple):
@@ -71,7 +65,7 @@ class Conflict(NamedTuple):
         key: of the records.
         winner: the source whose record is in the result.
         loser: the other source.
-        won: the merit of the winner's record.
+        won: the precedence of the winner's record.
         lost: that of the loser's.
     """
 
@@ -83,22 +77,22 @@ class Conflict(NamedTuple):
 
     @property
     def decided_by(self) -> str:
-        """The field of :class:`Precedence` that decided, or ``TEXT`` where none did."""
+        """The field of :class:`Precedence` that decided, or ``TEXT`` if none did."""
         return self.won.decided_by(self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The outcome of a join.
+    """The result of a join.
 
     Args:
-        table: the records, each checked.
-        shares: what each source brought, in the order of the sources.
+        table: the records, all validated.
+        contributions: in the order of the sources.
         conflicts: in the order of the records.
     """
 
     table: Table
-    shares: list[Share]
+    contributions: list[Contribution]
     conflicts: list[Conflict]
 
     @property
@@ -109,48 +103,48 @@ class Joined:
 
     @property
     def environments(self) -> dict[str, Environment]:
-        """The environments that records are of, by id."""
+        """The environments of the records, by id."""
         used = {key.environment for key in self.table.lines}
         return {name: self.table.environments[name] for name in sorted(used)}
 
 
-class _Rival(NamedTuple):
-    """One of the records that compete for a key, and the numbers of the sources that have it."""
+class _Competitor(NamedTuple):
+    """One of several records of a key, and the indices of the sources that have it."""
 
-    merit: Precedence
+    precedence: Precedence
     line: str
     sources: list[int]
 
 
 def join(sources: Iterable[Source]) -> Joined:
-    """Joins tables: of each problem and environment the better record.
+    """Joins tables: for each problem and environment the better record.
 
     Args:
-        sources: each is asked for once, and its table is not kept.
+        sources: iterated once; their tables are not kept.
     """
-    table, shares = Table(), []
-    claims: dict[Key, dict[str, tuple[int, ...]]] = {}  # not lists: there may be millions
-    for number, source in enumerate(sources):
-        shares.append(Share(source.name, invalid=list(source.table.invalid)))
+    table, contributions = Table(), []
+    found: dict[Key, dict[str, tuple[int, ...]]] = {}  # tuples, since there may be millions
+    for index, source in enumerate(sources):
+        contributions.append(Contribution(source.name, invalid=list(source.table.invalid)))
         table.environments.update(source.table.environments)
         for key, line in source.table.lines.items():
-            rivals = claims.setdefault(key, {})
-            rivals[line] = (*rivals.get(line, ()), number)
+            lines = found.setdefault(key, {})
+            lines[line] = (*lines.get(line, ()), index)
     conflicts: list[Conflict] = []
-    for key in sorted(claims):
-        lines = claims.pop(key)
-        if len(lines) == 1:  # nothing to decide
-            ((line, numbers),) = lines.items()
+    for key in sorted(found):
+        lines = found.pop(key)
+        if len(lines) == 1:  # no conflict
+            ((line, indices),) = lines.items()
             table.lines[key] = line
-            if _is_sound(table, key, shares, numbers):
-                _count(shares, numbers)
+            if _is_valid(table, key, contributions, indices):
+                _count(contributions, indices)
         else:
-            conflicts += _decide(table, key, lines, shares)
-    return Joined(table, shares, conflicts)
+            conflicts += _decide(table, key, lines, contributions)
+    return Joined(table, contributions, conflicts)
 
 
 def save(joined: Joined, path: Path | str) -> TimingCache:
-    """Joins the outcome with what a file holds by now, and writes the file.
+    """Joins the result with the records of a file, and writes the file.
 
     Returns:
         What the file holds afterwards.
@@ -159,67 +153,71 @@ def save(joined: Joined, path: Path | str) -> TimingCache:
         AutoloraError: it cannot be read or written, or a newer autolora wrote it.
     """
     cache = TimingCache(path=path)
-    cache._table = joined.table  # its records are checked, and need not be written out again
+    cache._table = joined.table  # validated, and not unsaved: the sources keep them
     cache.save()
     return cache
 
 
 def _decide(
-    table: Table, key: Key, lines: Mapping[str, tuple[int, ...]], shares: list[Share]
+    table: Table,
+    key: Key,
+    lines: Mapping[str, tuple[int, ...]],
+    contributions: list[Contribution],
 ) -> Iterator[Conflict]:
-    """Puts the best line of a key into the table; an unusable one makes place for the next."""
-    rivals = _rivals(table, key, lines, shares)
-    while rivals:
-        best = rivals[0]
+    """Adds the best valid line of a key to the table; yields the conflicts that it won."""
+    competitors = _competitors(table, key, lines, contributions)
+    while competitors:
+        best, *competitors = competitors
         table.lines[key] = best.line
-        if _is_sound(table, key, shares, best.sources):
-            break
-        del rivals[0]
-    if not rivals:
-        return
-    _count(shares, best.sources)
-    winner = shares[min(best.sources)].name
-    for rival in rivals[1:]:
-        for number in rival.sources:
-            shares[number].worse += 1
-            yield Conflict(key, winner, shares[number].name, best.merit, rival.merit)
+        if _is_valid(table, key, contributions, best.sources):
+            _count(contributions, best.sources)
+            winner = contributions[min(best.sources)].name
+            for other in competitors:
+                for source in (contributions[index] for index in other.sources):
+                    source.worse += 1
+                    yield Conflict(key, winner, source.name, best.precedence, other.precedence)
+            return
 
 
-def _rivals(
-    table: Table, key: Key, lines: Mapping[str, tuple[int, ...]], shares: list[Share]
-) -> list[_Rival]:
-    """The records that compete, the best first; each is as good as its line says."""
-    claimed = {line: Precedence.of_line(line) for line in lines}
-    often = Counter(claimed.values())
-    found: dict[str, _Rival] = {}
-    for line, numbers in lines.items():
-        merit = claimed[line]
-        if merit is None or often[merit] > 1:  # the text decides: not any but the canonical one
+def _competitors(
+    table: Table,
+    key: Key,
+    lines: Mapping[str, tuple[int, ...]],
+    contributions: list[Contribution],
+) -> list[_Competitor]:
+    """The records of a key, the best first, with the precedence that their lines state."""
+    stated = {line: Precedence.of_line(line) for line in lines}
+    counts = Counter(stated.values())
+    found: dict[str, _Competitor] = {}
+    for line, indices in lines.items():
+        precedence = stated[line]
+        if precedence is None or counts[precedence] > 1:  # the canonical text decides
             alone = Table(table.environments, {key: line})
             if (record := alone.record(key)) is None:
-                _mark_invalid(shares, numbers, alone.invalid[0])
+                _mark_invalid(contributions, indices, alone.invalid[0])
                 continue
-            merit, line = record.precedence, record.line
-        known = found.setdefault(line, _Rival(merit, line, []))
-        known.sources.extend(numbers)
+            precedence, line = record.precedence, record.line
+        found.setdefault(line, _Competitor(precedence, line, [])).sources.extend(indices)
     return sorted(found.values(), reverse=True)
 
 
-def _is_sound(table: Table, key: Key, shares: list[Share], numbers: Iterable[int]) -> bool:
-    """Whether the line of a key holds a record; if not it is dropped, and its sources are told."""
+def _is_valid(
+    table: Table, key: Key, contributions: list[Contribution], indices: Iterable[int]
+) -> bool:
+    """Whether the line of a key is valid; if not, it is dropped and counted as invalid."""
     if table.record(key) is not None:
         return True
-    _mark_invalid(shares, numbers, table.invalid.pop())
+    _mark_invalid(contributions, indices, table.invalid.pop())
     return False
 
 
-def _count(shares: list[Share], numbers: Iterable[int]) -> None:
-    first, *others = sorted(numbers)
-    shares[first].taken += 1
-    for number in others:
-        shares[number].equal += 1
+def _count(contributions: list[Contribution], indices: Iterable[int]) -> None:
+    first, *others = sorted(indices)
+    contributions[first].taken += 1
+    for index in others:
+        contributions[index].equal += 1
 
 
-def _mark_invalid(shares: list[Share], numbers: Iterable[int], reason: str) -> None:
-    for number in numbers:
-        shares[number].invalid.append(reason)
+def _mark_invalid(contributions: list[Contribution], indices: Iterable[int], reason: str) -> None:
+    for index in indices:
+        contributions[index].invalid.append(reason)

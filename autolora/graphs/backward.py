@@ -1,8 +1,7 @@
-"""The ways to compute each gradient from ``G = dY``, independent of one another.
+"""The backward routes: the steps that compute each gradient from ``G = dY``, chosen independently.
 
-With h, Z and P the two thin and the one wide product (``P = Gᵀ X``), the combinations of the two
-first routes of each gradient are the eight backward graphs of the paper "Run LoRA Run"
-(arXiv 2312.03415). DoRA's are the same with ``g·B`` for B, and ``g·`` before what W contributes.
+The combinations of the first two routes of each gradient are the eight backward graphs of the paper
+"Run LoRA Run" (arXiv 2312.03415). DoRA has the same with ``g·B`` for B and ``g·W`` for W.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
 from autolora.graphs.tensors import sees_a_copy
 from autolora.problem import Problem
 
@@ -94,8 +93,8 @@ _DM: Routes = {
 _INTERMEDIATES: tuple[Step, ...] = (
     Contraction("Z", "G", "B", scaled=True),
     Contraction("P", "G", "X"),
-    Join("GZ", "G", "Z"),
-    Join("WA", "W", "A"),
+    Concat("GZ", "G", "Z"),
+    Concat("WA", "W", "A"),
     Contraction("T", "Z", "A"),
     Elementwise("Gg", ("G", "g"), "Gg = g·G", "{G} * {g}"),
     Elementwise("Gm", ("G", "g"), "Gm = (g − 1)·G", "{G} * ({g} - 1)"),
@@ -105,7 +104,7 @@ _INTERMEDIATES: tuple[Step, ...] = (
 
 
 def routes(problem: Problem) -> dict[str, Routes]:
-    """The routes to each gradient that a problem needs, ``{"X": {...}, "A": {...}, ...}``."""
+    """The routes by name of each gradient that a problem needs: ``{"X": {...}, "A": ...}``."""
     dora = problem.variant == "dora"
     dx = {
         (False, False): _DX,
@@ -116,21 +115,18 @@ def routes(problem: Problem) -> dict[str, Routes]:
     db = {name: (*steps, _ROWS_OF_DB) for name, steps in _DB.items()} if dora else _DB
     tables = {"X": dx, "A": _DA, "B": db, "c": _DC, "M": _DM}
     return {
-        needed: {
-            name: tuple(_adjusted(step, problem) for step in steps)
-            for name, steps in tables[needed].items()
-        }
+        needed: {k: tuple(_adjusted(s, problem) for s in v) for k, v in tables[needed].items()}
         for needed in problem.gradients
     }
 
 
 def intermediates(problem: Problem) -> Mapping[str, Step]:
-    """How to make each tensor that a step may read and that is not given, by name."""
+    """The step that makes each intermediate tensor, by its name."""
     return {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
 
 
 def _adjusted(step: Step, problem: Problem) -> Step:
-    """The step with the input that the adapter saw, and the B that DoRA's gradients meet."""
+    """The step with the adapter's input, and for DoRA with ``g·B`` for B."""
     if isinstance(step, Contraction):
         if sees_a_copy(problem) and step.out in ("dA", "P") and step.right == "X":
             return replace(step, right="D")

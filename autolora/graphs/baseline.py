@@ -1,6 +1,6 @@
-"""What PEFT's own path costs: the products that it runs and the bytes that it keeps.
+"""The cost of the reference graph: its products and the bytes that autograd saves.
 
-That path itself, in torch, is :func:`autolora.graphs.reference.reference`.
+:func:`autolora.graphs.reference.reference` runs it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def products(problem: Problem) -> tuple[Contraction, ...]:
     """The matrix products of the reference graph, forward and backward."""
     needs = problem.gradients
     dora = problem.variant == "dora"
-    twice = dora and problem.dropout  # DoRA sends dropout(X) through the base as well
+    twice = dora and problem.dropout  # DoRA with dropout sends D through the base as well
     found = [Contraction("Y", "X", "W", onto="b")]
     if dora:
         found.append(Contraction("V", "B", "A"))
@@ -34,7 +34,7 @@ def products(problem: Problem) -> tuple[Contraction, ...]:
 
 
 def flops(problem: Problem) -> int:
-    """Multiplications and additions of these products."""
+    """FLOPs of these products."""
     sizes = sizes_of(problem)
     total = sum(step.flops(sizes) for step in products(problem))
     if problem.variant == "dora":  # PEFT makes B A by sending an identity matrix through both
@@ -43,25 +43,21 @@ def flops(problem: Problem) -> int:
 
 
 def saved_bytes(problem: Problem) -> int:
-    """Bytes that autograd keeps on that path beside the parameters.
+    """Bytes that autograd saves beside the parameters.
 
-    X for the adapter in compute_dtype (after dropout: its result, and on the CPU a mask as wide as
-    the input), h, and for DoRA two results of the size of Y, with g, g − 1 and the norms.
+    These are the adapter's input in compute_dtype, the dropout mask (on the CPU as wide as the
+    input), h, and for DoRA two tensors of the size of Y, with g, g − 1 and the norms.
     """
     needs = problem.gradients
     if not needs:
         return 0
-    kept = 0
-    if "B" in needs:
-        kept += bytes_of("h", problem)
-    if "A" in needs:
-        kept += bytes_of("D", problem)
+    saved = ("B" in needs) * bytes_of("h", problem) + ("A" in needs) * bytes_of("D", problem)
     if problem.dropout and "X" in needs:
         mask = BYTES[problem.adapter_dtype] if problem.device == "cpu" else 1
-        kept += bytes_of("K", problem) * mask
+        saved += bytes_of("K", problem) * mask
     if "M" in needs:
         base, adapter = width("U", problem), BYTES[problem.compute_dtype]
-        kept += bytes_of("U", problem) // base * (base + adapter)
+        saved += bytes_of("U", problem) // base * (base + adapter)
     if problem.variant == "dora":
-        kept += 2 * bytes_of("g", problem) + ("M" in needs) * bytes_of("N", problem)
-    return kept
+        saved += 2 * bytes_of("g", problem) + ("M" in needs) * bytes_of("N", problem)
+    return saved

@@ -1,11 +1,12 @@
-"""One step of a graph as a formula: a matrix product, a concatenation, an elementwise expression.
+"""The steps of a graph as formulas: matrix products, concatenations, elementwise expressions.
 
-Pure integers and names: what a step reads, what it writes, its FLOPs and its bytes are all derived
-from the axes of the tensors it names. How a step is run stands in :mod:`autolora.graphs.source`.
+FLOPs and bytes are derived from the axes of the tensors that a step names;
+:mod:`autolora.graphs.source` generates the code that runs it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -50,12 +51,11 @@ AXES = {
     "dM": "o",
 }
 
-# The matrices of the adapter branch are kept in compute_dtype, its vectors, which cost nothing, in
-# adapter_dtype, and everything else in dtype.
+# The adapter's matrices are in compute_dtype, its vectors in adapter_dtype, all others in dtype.
 ADAPTER_TENSORS = frozenset({"A", "B", "D", "h", "Bg", "Z", "T", "P", "dA", "dB"})
 ADAPTER_VECTORS = frozenset({"c", "M", "N", "g", "dc", "dM"})
 
-# Products over, or with, the rank axis alone: these have two orientations worth telling apart.
+# Products with a rank axis whose two orientations differ in speed.
 THIN_PRODUCTS = ("h", "Z", "dA", "dB")
 
 
@@ -81,7 +81,7 @@ class Contraction:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the tensors this step needs."""
+        """Names of the tensors read."""
         return (self.left, self.right, *([self.onto] if self.onto else []))
 
     @property
@@ -100,7 +100,7 @@ class Contraction:
 
     @property
     def formula(self) -> str:
-        """The step as a person would write it."""
+        """The step in mathematical notation."""
         factors = " ".join(f"{name}ᵀ" if turned else name for name, turned in self.operands)
         return f"{self.out} = {f'{self.onto} + ' if self.onto else ''}{'s·' * self.scaled}{factors}"
 
@@ -108,16 +108,12 @@ class Contraction:
         """2 × the product of the distinct axes: one multiplication and one addition each."""
         return 2 * prod(sizes[axis] for axis in self.axes)
 
-    def elements(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """Elements moved per tensor: each factor read once, the result written, ``onto`` read."""
-        return _elements((*self.reads, self.out), sizes)
-
 
 @dataclass(frozen=True, slots=True)
-class Join:
-    """``out = [s·]`` ``first`` and ``second`` side by side along the axis that they do not share.
+class Concat:
+    """``out = [s·]`` ``first`` and ``second`` concatenated along the axis that they do not share.
 
-    >>> Join("WB", "W", "B", scaled=True).formula
+    >>> Concat("WB", "W", "B", scaled=True).formula
     'WB = [W | s·B]'
     """
 
@@ -128,40 +124,36 @@ class Join:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the tensors this step needs."""
+        """Names of the tensors read."""
         return (self.first, self.second)
 
     @property
     def axis(self) -> int:
-        """Along which axis the two are put together."""
+        """The axis of concatenation."""
         return 1 if AXES[self.first][0] == AXES[self.second][0] else 0
 
     @property
     def formula(self) -> str:
-        """The step as a person would write it."""
+        """The step in mathematical notation."""
         mark = "|" if self.axis else ";"
         return f"{self.out} = [{self.first} {mark} {'s·' * self.scaled}{self.second}]"
 
     def flops(self, sizes: Mapping[str, int]) -> int:
-        """None: a copy."""
+        """0: a copy."""
         return 0
-
-    def elements(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """Elements moved per tensor."""
-        return _elements((*self.reads, self.out), sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """``out`` by a torch expression without a product.
+    """``out`` by a torch expression without a matrix product.
 
     Args:
-        out: what it makes, or changes in place where it reads it too.
-        reads: names of the tensors that it needs.
-        formula: as a person would write it.
-        code: the expression: ``{name}`` stands for a tensor of ``reads`` in the dtype of ``out``,
-            ``{name!}`` for one in its own, ``{dtype}`` for the dtype of ``out``; ``s`` is the
-            scaling and ``p`` dropout's probability.
+        out: the tensor written; changed in place if it is read as well.
+        reads: names of the tensors read.
+        formula: the step in mathematical notation.
+        code: the expression: ``{name}`` is a tensor of ``reads`` in the dtype of ``out``,
+            ``{name!}`` the same in its own dtype, ``{dtype}`` the dtype of ``out``; ``s`` is the
+            scaling and ``p`` the dropout probability.
     """
 
     out: str
@@ -170,36 +162,21 @@ class Elementwise:
     code: str
 
     def flops(self, sizes: Mapping[str, int]) -> int:
-        """None that count: far fewer than any product."""
+        """0: negligible beside the products."""
         return 0
 
-    def elements(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
-        """Elements moved per tensor."""
-        return _elements((*self.reads, self.out), sizes)
+
+Step = Contraction | Concat | Elementwise
 
 
-Step = Contraction | Join | Elementwise
-
-
-def axis_sizes(*, tokens: int, in_features: int, out_features: int, rank: int) -> dict[str, int]:
-    """The length of each axis."""
-    return {
-        "m": tokens,
-        "i": in_features,
-        "o": out_features,
-        "r": rank,
-        "k": in_features + rank,
-        "n": out_features + rank,
-    }
+def elements_moved(step: Step, sizes: Mapping[str, int]) -> Counter[str]:
+    """Elements read and written per tensor: each operand once, the result once."""
+    moved: Counter[str] = Counter()
+    for name in (*step.reads, step.out):
+        moved[name] += size_of(name, sizes)
+    return moved
 
 
 def size_of(tensor: str, sizes: Mapping[str, int]) -> int:
-    """Elements of a tensor."""
+    """Number of elements of a tensor, given the length of each axis."""
     return prod(sizes[axis] for axis in AXES[tensor])
-
-
-def _elements(names: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-    moved: dict[str, int] = {}
-    for name in names:
-        moved[name] = moved.get(name, 0) + size_of(name, sizes)
-    return moved

@@ -1,7 +1,6 @@
-"""The ways to compute Y from X.
+"""The forward routes: the steps that compute Y from X.
 
-Each is the steps that end in Y; what they read and is not given comes from the table of
-intermediates. ``b`` is left out where the layer has no bias.
+The tensors that they read, other than inputs, are made by the steps of :func:`intermediates`.
 
 ====================  =============================================
 plain                 ``Y = X Wᵀ + b + s·(X Aᵀ) Bᵀ``
@@ -17,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autolora.graphs.contraction import Contraction, Elementwise, Join, Step
+from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
 from autolora.graphs.tensors import sees_a_copy
 from autolora.problem import QUANTISED, Problem
 
@@ -59,8 +58,8 @@ _DORA_DROPOUT: dict[str, tuple[Step, ...]] = {
 _INTERMEDIATES: tuple[Step, ...] = (
     Contraction("h", "X", "A"),
     Contraction("V", "B", "A", onto="W", scaled=True),
-    Join("Xh", "X", "h"),
-    Join("WB", "W", "B", scaled=True),
+    Concat("Xh", "X", "h"),
+    Concat("WB", "W", "B", scaled=True),
     Elementwise("bc", ("b", "c"), "bc = b + s·c", "{b}.add({c}, alpha=s)"),
     Elementwise(
         "N",
@@ -72,7 +71,7 @@ _INTERMEDIATES: tuple[Step, ...] = (
     Elementwise("g", ("M", "N"), "g = M / N", "{M} / {N}"),
     Elementwise("Vg", ("V", "g"), "Vg = g·V", "{V} * {g}.unsqueeze(1)"),
     Contraction("U", "X", "V"),
-    Elementwise("K", ("X",), "K = mask", "keep({X!}, p, torch.{adapter_dtype})"),
+    Elementwise("K", ("X",), "K = mask", "dropout_mask({X!}, p, torch.{adapter_dtype})"),
     Elementwise("D", ("X", "K"), "D = K·X", "{X} * {K!}"),
 )
 _DORA_D = Elementwise("D", ("X", "K"), "D = K·X/(1 − p)", "({X} * {K!}).mul_(1 / (1 - p))")
@@ -80,33 +79,26 @@ _NO_BIAS_BC = Elementwise("bc", ("c",), "bc = s·c", "{c} * s")
 _NO_BIAS_SCALED_U = Elementwise("Y", ("U", "g"), "Y = g·U", "{U} * {g}")
 _COPY = Elementwise("D", ("X",), "D = X", "{X}")
 _R = Elementwise("R", ("X", "D"), "R = X − D", "{X} - {D}")
-_W = Elementwise("W", ("Q",), "W = dense Q", "dense({Q!}, torch.{dtype})")
+_W = Elementwise("W", ("Q",), "W = dequantize(Q)", "dequantize({Q!}, torch.{dtype})")
 
 
 def routes(problem: Problem) -> dict[str, tuple[Step, ...]]:
-    """The forwards that a problem has, by name.
+    """The forward routes of a problem, by name.
 
-    With dropout the base and the adapter see different inputs, so that no merged weight serves
-    both.
+    With dropout the base and the adapter have different inputs, which rules out a merged weight.
     """
     if problem.variant == "dora":
         table = _DORA_DROPOUT if problem.dropout else _DORA
     else:
-        table = {
-            name: steps
-            for name, steps in _ROUTES.items()
-            if name != "merged" or not problem.dropout
-        }
-    return {
-        name: tuple(_adjusted(step, problem) for step in steps) for name, steps in table.items()
-    }
+        table = {k: v for k, v in _ROUTES.items() if k != "merged" or not problem.dropout}
+    return {name: tuple(_adjusted(s, problem) for s in steps) for name, steps in table.items()}
 
 
 def intermediates(problem: Problem) -> Mapping[str, Step]:
-    """How to make each tensor that a step may read and that is not given, by name."""
+    """The step that makes each intermediate tensor, by its name."""
     table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
     if problem.dropout and problem.variant == "dora":
-        table |= {"D": _DORA_D, "R": _R, "Xh": Join("Xh", "D", "h")}
+        table |= {"D": _DORA_D, "R": _R, "Xh": Concat("Xh", "D", "h")}
     if not problem.dropout:
         table["D"] = _COPY
     if not problem.bias:
@@ -117,7 +109,7 @@ def intermediates(problem: Problem) -> Mapping[str, Step]:
 
 
 def _adjusted(step: Step, problem: Problem) -> Step:
-    """The step with the input that the adapter sees, and the bias that the problem has."""
+    """The step with the adapter's input and the bias of the problem."""
     if step is _SCALED_U and not problem.bias:
         return _NO_BIAS_SCALED_U
     if isinstance(step, Contraction):

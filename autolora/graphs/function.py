@@ -1,4 +1,4 @@
-"""Running a graph under autograd: :func:`run` is the one way that a layer or the tuner does it."""
+"""Running a graph under autograd, both for layers and for the tuner."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autolora.graphs.quantised import dense
+from autolora.graphs.operators import dequantize
 from autolora.graphs.source import Executable
 
-# W and b of the base, A and B, the bias of lora_B, DoRA's magnitude. W is the base layer itself
-# where that is quantised.
+# W, b, A, B, c (the bias of lora_B) and M (DoRA's magnitude); W is the base layer if quantised.
 LayerTensors = tuple[Any, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def run(
     executable: Executable, X: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
 ) -> Tensor:
-    """Y along one graph; autocast must be off, as it is in the tuner.
+    """Computes Y by a graph; autocast must be off.
 
     Args:
-        executable: the graph, compiled for these dtypes and gradient needs.
+        executable: the graph, compiled for these dtypes and gradients.
         X: ``(..., in_features)``, of at least two axes.
         tensors: W ``(out_features, in_features)`` in the dtype of X or a quantised layer, b
             ``(out_features,)`` or None, both frozen; A ``(rank, in_features)``, B ``(out_features,
             rank)``; c and M ``(out_features,)``, None where the problem has none.
         s: the scaling.
-        p: the probability of dropout, where the problem has it.
+        p: the dropout probability, if the problem has dropout.
 
     Returns:
         Y, ``(..., out_features)``, in the dtype of X.
@@ -40,7 +39,7 @@ def run(
 
 
 class _LoRA(torch.autograd.Function):
-    """Binds the two functions of an executable graph to autograd."""
+    """Binds the forward and backward of an executable to autograd."""
 
     @staticmethod
     def forward(
@@ -66,7 +65,7 @@ class _LoRA(torch.autograd.Function):
         executable, s, p, shape, Q = ctx.call
         device = executable.problem.device
         rows = G if len(shape) == 2 else G.reshape(-1, G.shape[-1])
-        if torch.is_grad_enabled():  # create_graph=True: the gradients will be differentiated
+        if torch.is_grad_enabled():  # create_graph=True
             gradients = _differentiable(executable, rows, ctx.saved_tensors, Q, s, p)
         else:
             if not rows.is_contiguous():
@@ -88,26 +87,26 @@ class _LoRA(torch.autograd.Function):
 def _differentiable(
     executable: Executable, G: Tensor, saved: tuple[Tensor, ...], Q: Any, s: float, p: float
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by their defining equations, in operations that autograd can follow."""
+    """The gradients by their defining equations, in differentiable operations."""
     problem, needs = executable.problem, executable.problem.gradients
-    held = dict(zip(executable.keeps, saved, strict=True))
+    tensors = dict(zip(executable.saved_names, saved, strict=True))
     compute = getattr(torch, problem.compute_dtype)
     stored = getattr(torch, problem.adapter_dtype)
-    if problem.variant == "dora" or "V" in held or ("D" in held and "X" in needs):
-        raise _not_twice()
+    if problem.variant == "dora" or "V" in tensors or ("D" in tensors and "X" in needs):
+        raise _not_differentiable()
     g = G.to(compute)
-    A, B = (held[name].to(compute) if name in held else None for name in ("A", "B"))
-    D = held["X"].flatten(0, -2).to(compute) if "X" in held else held.get("D")
+    A, B = (tensors[name].to(compute) if name in tensors else None for name in ("A", "B"))
+    D = tensors["X"].flatten(0, -2).to(compute) if "X" in tensors else tensors.get("D")
     scale = s / (1 - p) if problem.dropout else s  # D goes without dropout's factor
-    if problem.dropout and D is not None and "X" in held:
-        D = D * held["K"]
+    if problem.dropout and D is not None and "X" in tensors:
+        D = D * tensors["K"]
     dX = dA = dB = None
     if "X" in needs:
         assert A is not None  # every route to dX reads both
         assert B is not None
         update = (scale * (g @ B) @ A).to(G.dtype)
-        W = held["W"] if Q is None else dense(Q, G.dtype)
-        dX = G @ W + (update * held["K"] if problem.dropout else update)
+        W = tensors["W"] if Q is None else dequantize(Q, G.dtype)
+        dX = G @ W + (update * tensors["K"] if problem.dropout else update)
     if "A" in needs:
         assert B is not None
         assert D is not None
@@ -116,15 +115,15 @@ def _differentiable(
         if D is not None and A is not None:
             h = D @ A.t()
         elif "X" not in needs:
-            h = held["h"]  # made of what needs no gradient
+            h = tensors["h"]  # a function of constants
         else:
-            raise _not_twice()
+            raise _not_differentiable()
         dB = (scale * g.t() @ h).to(stored)
     dc = (s * g.sum(0)).to(stored) if "c" in needs else None
     return dX, dA, dB, dc, None
 
 
-def _not_twice() -> RuntimeError:
+def _not_differentiable() -> RuntimeError:
     return RuntimeError(
         "the gradient of this LoRA layer cannot be differentiated again along its graph, which "
         "keeps too little for that (lora_A is frozen, there is dropout or DoRA, or the merged "

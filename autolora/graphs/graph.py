@@ -1,47 +1,45 @@
-"""A graph: one forward and one backward way to compute a problem, with what is saved between them.
+"""A graph: one way to compute a problem, forward and backward, and what it saves between them.
 
-Graphs are composed: a forward, what is saved or computed again, a route for each gradient, for each
-thin product one of two orientations, and for float32 products on the CPU one of two matrix
-libraries. This room derives a composition's steps, FLOPs, bytes and saved tensors;
-:mod:`autolora.graphs.space` says which compositions a problem has, and
-:mod:`autolora.graphs.source` makes them run.
+A graph is composed of a forward route, a choice of what is saved or recomputed, a route for each
+gradient, an orientation for each thin product, and a matrix library for each float32 product on the
+CPU. Steps, FLOPs, bytes and saved tensors are derived from that.
+:mod:`autolora.graphs.space` enumerates the compositions, :mod:`autolora.graphs.source` runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from autolora.graphs import backward, baseline, forward
-from autolora.graphs.contraction import AXES, THIN_PRODUCTS, Step
-from autolora.graphs.tensors import bytes_of, sizeless, sizes_of, width
+from autolora.graphs.base import REFERENCE, BaseGraph
+from autolora.graphs.contraction import AXES, THIN_PRODUCTS, Step, elements_moved
+from autolora.graphs.tensors import at_size_one, bytes_of, sizes_of, width
 from autolora.problem import QUANTISED, Problem
 
-REFERENCE = "reference"
-
-# What the backward pass may need of the forward: kept, or made again. A choice of each graph.
-KEPT = ("h", "D", "U", "V")
-_ALWAYS_KEPT = frozenset({"K", "N", "g"})  # dropout's mask cannot be drawn again; the rest is tiny
+# Tensors that both passes need; each graph saves or recomputes them.
+SAVEABLE = ("h", "D", "U", "V")
+_ALWAYS_SAVED = frozenset({"K", "N", "g"})  # a mask cannot be drawn twice; the rest is tiny
 _PARAMETERS = frozenset({"W", "Q", "b", "A", "B", "c", "M"})
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(BaseGraph):
     """One composition; the fields are names from the tables of forward and backward routes.
 
     Args:
         forward: a route of :mod:`autolora.graphs.forward`, or ``"reference"``: plain autograd on
             the defining equation, step by step as PEFT runs it.
-        saves: the tensors of :data:`KEPT` that are kept for the backward pass.
-        recomputes: those of them that the backward pass makes again.
-        dx: route to the gradient of X, ``""`` where it is not needed; likewise the others.
+        saves: the tensors of :data:`SAVEABLE` that are saved for the backward pass.
+        recomputes: those that the backward pass recomputes.
+        dx: route to the gradient of X, ``""`` if it is not needed; likewise the others.
         da: route to the gradient of A.
         db: route to the gradient of B.
         dm: route to the gradient of M, DoRA's magnitude.
-        transposed: the thin products that are computed as the transpose of the swapped product,
+        transposed: the thin products computed as the transpose of the swapped product,
             ``(Xᵀ Z)ᵀ`` for ``Zᵀ X``: the same numbers in another memory order.
-        onednn: the products, by what they make, that oneDNN computes instead of BLAS.
+        onednn: the results of the products that oneDNN computes instead of BLAS.
     """
 
     forward: str
@@ -60,21 +58,13 @@ class Graph:
         if self.forward == REFERENCE:
             return REFERENCE
         parts = [self.forward]
-        for tensor in KEPT:
+        for tensor in SAVEABLE:
             if tensor in self.saves:
                 parts.append(f"{tensor}=saved")
-            elif tensor in self.recomputes and tensor != "V":  # its names are older than the choice
+            elif tensor in self.recomputes and tensor != "V":  # "V=recomputed" is the default
                 parts.append(f"{tensor}=recomputed")
-        parts += [
-            f"{label}={route}"
-            for label, route in (
-                ("dX", self.dx),
-                ("dA", self.da),
-                ("dB", self.db),
-                ("dM", self.dm),
-            )
-            if route
-        ]
+        routes = {"dX": self.dx, "dA": self.da, "dB": self.db, "dM": self.dm}
+        parts += [f"{gradient}={route}" for gradient, route in routes.items() if route]
         if self.transposed:
             parts.append("t=" + ",".join(t for t in THIN_PRODUCTS if t in self.transposed))
         if self.onednn:
@@ -83,19 +73,21 @@ class Graph:
 
     def forward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the forward pass, in order."""
-        return _steps(self, sizeless(problem))[0]
+        return _steps(self, at_size_one(problem))[0]
 
     def backward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the backward pass, in order."""
-        return _steps(self, sizeless(problem))[1]
+        return _steps(self, at_size_one(problem))[1]
 
     def steps(self, problem: Problem) -> tuple[Step, ...]:
         """Forward and backward together."""
         return self.forward_steps(problem) + self.backward_steps(problem)
 
     def saved(self, problem: Problem) -> tuple[str, ...]:
-        """The tensors kept from forward to backward, parameters included, sorted by name."""
-        return _needed_by(self.backward_steps(problem))
+        """The tensors saved for the backward pass, parameters included, sorted by name."""
+        steps = self.backward_steps(problem)
+        written = {step.out for step in steps}
+        return tuple(sorted({name for step in steps for name in step.reads} - written - {"G"}))
 
     def flops(self, problem: Problem) -> int:
         """Multiplications and additions of all products, forward and backward."""
@@ -105,23 +97,52 @@ class Graph:
         return sum(step.flops(sizes) for step in self.steps(problem))
 
     def bytes(self, problem: Problem) -> int:
-        """Bytes read and written by all steps, each tensor once per step that names it."""
+        """Bytes read and written by all steps, each tensor once per step."""
         sizes = sizes_of(problem)
         steps = baseline.products(problem) if self.forward == REFERENCE else self.steps(problem)
         return sum(
             count * width(tensor, problem)
             for step in steps
-            for tensor, count in step.elements(sizes).items()
+            for tensor, count in elements_moved(step, sizes).items()
             if tensor != "b" or problem.bias
         )
 
     def saved_bytes(self, problem: Problem) -> int:
-        """Bytes kept from forward to backward beside the parameters."""
+        """Bytes saved for the backward pass beside the parameters."""
         if self.forward == REFERENCE:
             return baseline.saved_bytes(problem)
         return sum(
             bytes_of(tensor, problem) for tensor in self.saved(problem) if tensor not in _PARAMETERS
         )
+
+    def saved_input_bytes(self, problem: Problem) -> int:
+        """Of these, the bytes of X itself, not of a copy in another dtype or after dropout."""
+        if self.forward == REFERENCE:
+            copied = problem.dropout or problem.compute_dtype != problem.dtype
+            saved = "A" in problem.gradients and not copied
+        else:
+            saved = "X" in self.saved(problem)
+        return bytes_of("X", problem) if saved else 0
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what PEFT runs."""
+        return self.forward == REFERENCE
+
+    @property
+    def routes(self) -> tuple[str, str]:
+        """The routes to Y and dX."""
+        return self.forward, self.dx
+
+    @property
+    def routes_and_libraries(self) -> tuple[str, str, frozenset[str]]:
+        """The routes to Y and dX, and which of their products oneDNN computes."""
+        return *self.routes, self.onednn & {"Y", "U", "dX"}
+
+    @property
+    def structure(self) -> Graph:
+        """The graph with every product as written, by BLAS."""
+        return replace(self, transposed=frozenset(), onednn=frozenset())
 
 
 @lru_cache(maxsize=65536)
@@ -139,29 +160,24 @@ def _steps(graph: Graph, problem: Problem) -> tuple[tuple[Step, ...], tuple[Step
     ]
     return (
         _resolved(forward.routes(problem)[graph.forward], given | {"b"}, source),
-        _resolved(ends, given | {"G"} | _ALWAYS_KEPT | graph.saves, source),
+        _resolved(ends, given | {"G"} | _ALWAYS_SAVED | graph.saves, source),
     )
 
 
 def _resolved(
     ends: Sequence[Step], given: frozenset[str], source: Mapping[str, Step]
 ) -> tuple[Step, ...]:
-    """The steps with every intermediate that they read put in front of its first use."""
+    """The steps, preceded by those that make the intermediates that they read."""
     steps: list[Step] = []
-    made = set(given)
+    known = set(given)
 
     def append(step: Step) -> None:
         for name in step.reads:
-            if name not in made and name in source:
+            if name not in known and name in source:
                 append(source[name])
-        made.add(step.out)
+        known.add(step.out)
         steps.append(step)
 
     for step in ends:
         append(step)
     return tuple(steps)
-
-
-def _needed_by(steps: tuple[Step, ...]) -> tuple[str, ...]:
-    made = {step.out for step in steps}
-    return tuple(sorted({name for step in steps for name in step.reads} - made - {"G"}))

@@ -1,6 +1,6 @@
 """The reference graph: the defining equation in plain autograd, step by step as PEFT runs it.
 
-What it costs is derived in :mod:`autolora.graphs.baseline`.
+:mod:`autolora.graphs.baseline` derives its cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from autolora.graphs.function import LayerTensors
-from autolora.graphs.quantised import dense
+from autolora.graphs.operators import dequantize
 
 
 def reference(
@@ -22,14 +22,14 @@ def reference(
 ) -> Tensor:
     """``Y = X Wᵀ + b + s·((dropout(X) Aᵀ) Bᵀ + c)``, or DoRA's where there is a magnitude.
 
-    PEFT converts X to the dtype of A first, also where autocast converts it again.
+    As PEFT does, X is converted to the dtype of A first, even if autocast converts it again.
 
     Args:
         X: ``(..., in_features)``.
         tensors: the tensors of the layer.
         s: the scaling.
-        p: the probability of dropout.
-        compute_dtype: in which the adapter branch runs; that of A unless given.
+        p: the dropout probability.
+        compute_dtype: of the adapter branch; by default that of A.
     """
     W, b, A, B, c, M = tensors
     compute_dtype = compute_dtype or A.dtype
@@ -40,7 +40,7 @@ def reference(
     U = linear(h, B.to(compute_dtype), None if c is None else c.to(compute_dtype))
     if M is None:
         return (Y + U * s).to(Y.dtype)
-    weight = W.to(x.dtype) if isinstance(W, Tensor) else dense(W, x.dtype)
+    weight = W.to(x.dtype) if isinstance(W, Tensor) else dequantize(W, x.dtype)
     identity = torch.eye(A.shape[1], device=A.device, dtype=compute_dtype)
     with torch.no_grad():
         update = linear(linear(identity, A.to(compute_dtype)), B.to(compute_dtype)).t()

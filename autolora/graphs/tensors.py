@@ -1,47 +1,39 @@
-"""The tensors of a problem: how long their axes are, in which dtype they are kept, their bytes."""
+"""The tensors of a problem: the lengths of their axes, their dtypes and their bytes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
-from autolora.graphs.contraction import (
-    ADAPTER_TENSORS,
-    ADAPTER_VECTORS,
-    Contraction,
-    axis_sizes,
-    size_of,
-)
+from autolora.graphs.contraction import ADAPTER_TENSORS, ADAPTER_VECTORS, Contraction, size_of
 from autolora.problem import Problem
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 
 
 def sees_a_copy(problem: Problem) -> bool:
-    """Whether the adapter sees D, a tensor of its own, instead of X itself.
+    """Whether the input of the adapter is D, a tensor of its own, instead of X.
 
-    After dropout, and where it computes in a narrower dtype than the base: PEFT keeps the narrow
-    copy for the backward pass then, and so may we.
+    It is after dropout, and where the adapter computes in a narrower dtype than the base: there
+    PEFT saves the narrow copy for the backward pass.
     """
     return problem.dropout or BYTES[problem.compute_dtype] < BYTES[problem.dtype]
 
 
 def sizes_of(problem: Problem) -> dict[str, int]:
     """The length of each axis of a problem."""
-    return axis_sizes(
-        tokens=problem.tokens,
-        in_features=problem.in_features,
-        out_features=problem.out_features,
-        rank=problem.rank,
-    )
+    i, o, r = problem.in_features, problem.out_features, problem.rank
+    return {"m": problem.tokens, "i": i, "o": o, "r": r, "k": i + r, "n": o + r}
 
 
-def sizeless(problem: Problem) -> Problem:
-    """The problem at size one: which graphs there are, and their source, do not depend on sizes."""
+@lru_cache(maxsize=1024)
+def at_size_one(problem: Problem) -> Problem:
+    """The problem with all sizes 1; its graphs and their source do not depend on sizes."""
     return replace(problem, in_features=1, out_features=1, tokens=1, rank=1)
 
 
-def home_dtype(tensor: str, problem: Problem) -> str:
-    """The dtype that the graphs of a problem keep a tensor in."""
+def tensor_dtype(tensor: str, problem: Problem) -> str:
+    """The dtype of a tensor in the graphs of a problem."""
     if tensor in ("K", "Q"):
         return "uint8"
     if tensor in ADAPTER_VECTORS:
@@ -53,12 +45,12 @@ def home_dtype(tensor: str, problem: Problem) -> str:
 
 
 def width(tensor: str, problem: Problem) -> int:
-    """Bytes of one element of a tensor in the graphs of a problem."""
-    return BYTES[home_dtype(tensor, problem)]
+    """Bytes per element of a tensor."""
+    return BYTES[tensor_dtype(tensor, problem)]
 
 
 def bytes_of(tensor: str, problem: Problem) -> int:
-    """Bytes of a whole tensor in the graphs of a problem."""
+    """Bytes of a tensor."""
     return size_of(tensor, sizes_of(problem)) * width(tensor, problem)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from autolora.graphs.function import LayerTensors
-from autolora.nn.dispatch import LayerState, layout_of
+from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
 from autolora.nn.linear import LoRALinear
+from autolora.nn.statement import state_problem, trainable
 from autolora.problem import Problem
 
 
@@ -56,23 +57,15 @@ class AdaptedLayer:
         Raises:
             ValueError: dtype or device is none that graphs exist for.
         """
-        W, b, A, B, c, M = self.tensors
-        here = self.base_dtype if autocast is None or self.quantised else autocast
-        return Problem(
-            in_features=A.shape[1],
-            out_features=B.shape[0],
+        compute_dtype = self.state.compute_dtype or autocast or self.tensors[2].dtype
+        return state_problem(
+            self.tensors,
             tokens=tokens,
-            rank=A.shape[0],
-            dtype=_name(here),
+            dtype=self.base_dtype if autocast is None or self.quantised else autocast,
             device=device or self.device.type,
-            layout=layout_of(W),
-            bias=b is not None,
-            adapter_dtype=_name(A.dtype),
-            compute_dtype=_name(self.state.compute_dtype or autocast or A.dtype),
+            compute_dtype=compute_dtype,
             dropout=training and self.dropout > 0,
-            adapter_bias=c is not None,
-            variant="lora" if M is None else "dora",
-            gradients=("X", *self.weights) if gradients is None else tuple(gradients),
+            gradients=("X", *self.weights) if gradients is None else gradients,
         )
 
     @property
@@ -95,9 +88,7 @@ class AdaptedLayer:
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """What of it may be trained, by its name among the gradients of a problem."""
-        _, _, A, B, c, M = self.tensors
-        every = {"A": A, "B": B, "c": c, "M": M}
-        return {name: weight for name, weight in every.items() if weight is not None}
+        return trainable(self.tensors)
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
@@ -130,7 +121,8 @@ def _ours(name: str, module: LoRALinear) -> AdaptedLayer | str:
 
 
 def _peft(name: str, module: Any) -> AdaptedLayer | str:
-    from autolora.nn.peft import peft_tensors, training_dropout, why_left
+    from autolora.nn.peft import why_left
+    from autolora.nn.peft_internals import peft_tensors, training_dropout
 
     reason = why_left(module)
     if reason:
@@ -140,7 +132,3 @@ def _peft(name: str, module: Any) -> AdaptedLayer | str:
         return found
     state = getattr(module, "_autolora", None) or LayerState()
     return AdaptedLayer(name, module, found[0], training_dropout(module), state)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

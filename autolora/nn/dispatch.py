@@ -10,46 +10,32 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from autolora.cache.lookup.choice import lacks
+from autolora.cache.lookup.choice import not_tuned_for
 from autolora.cache.lookup.lookup import Answer, Lookup
 from autolora.environment import Environment
+from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.function import LayerTensors, run
-from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.graph import Graph
+from autolora.graphs.kinds import find_graph, unmeasured_graph
 from autolora.graphs.source import executable
-from autolora.graphs.space import find_graph
 from autolora.nn.layer_state import MOST_SHARED, Choice, Chooser, LayerState, layer_states
-from autolora.nn.layer_tensors import PLAIN, base_layout
+from autolora.nn.layer_tensors import PLAIN
+from autolora.nn.statement import problem_of
 from autolora.nn.strict import is_strict, miss_detail, miss_error
-from autolora.nn.unmeasured import notice_lack, notice_miss, untuned_graph
+from autolora.nn.unmeasured import notice_lack, notice_miss
 from autolora.objective import Objective
-from autolora.problem import DTYPES, Problem
+from autolora.problem import BaseProblem, Problem
 
 if TYPE_CHECKING:
     from autolora.nn.snapshot import Snapshot
 
-__all__ = [
-    "Choice",
-    "Chooser",
-    "LayerState",
-    "ask",
-    "decide",
-    "layout_of",
-    "left",
-    "pin",
-    "problem_of",
-    "refresh",
-    "run_layer",
-]
-
 logger = logging.getLogger("autolora")
-
-_TORCH_DTYPES = {getattr(torch, name): name for name in DTYPES}
 
 
 def run_layer(
@@ -174,79 +160,24 @@ def decide(problem: Problem, device: torch.device, state: LayerState) -> Choice:
 
 def ask(
     lookup: Lookup,
-    problem: Problem,
+    problem: BaseProblem,
     environment: Environment,
     objective: Objective,
     *,
-    elsewhere: bool = True,
-) -> tuple[Graph | None, Answer]:
+    other_environments: bool = True,
+) -> tuple[BaseGraph | None, Answer]:
     """The valid graph that the timing cache names for a problem, None on a miss, and its answer.
 
-    With ``elsewhere`` records of other environments may answer.
+    With ``other_environments`` records of other environments may answer.
     """
 
     def valid(name: str) -> bool:
         return find_graph(name, problem) is not None
 
-    answer = lookup.find(problem, environment, valid, objective, elsewhere=elsewhere)
-    return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
-
-
-def problem_of(
-    state: LayerState, x: Tensor, tensors: LayerTensors, p: float = 0.0
-) -> Problem | str:
-    """The problem that a call poses, or why it poses none that the graphs can answer."""
-    W, b, A, B, c, M = tensors
-    device = x.device.type
-    grad = torch.is_grad_enabled()
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    quantised = not isinstance(W, Tensor)
-    outer = autocast if autocast is not None and not quantised else x.dtype
-    adapter = {t.dtype for t in (A, B, c, M) if t is not None}
-    dtypes = {x.dtype, *adapter} | {t.dtype for t in (W, b) if isinstance(t, Tensor)}
-    if x.dim() < 2 or x.shape[-1] != A.shape[1] or not x.numel():
-        return "no tokens" if x.dim() > 1 else "input of one axis"
-    if not {*dtypes, outer} <= _TORCH_DTYPES.keys():
-        return f"dtypes {', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))}"
-    if autocast is not None and torch.float64 in dtypes:
-        return "float64 under autocast"
-    if autocast is None or quantised:
-        if not quantised and x.dtype != W.dtype:
-            return f"input is {x.dtype}, base weight {W.dtype}"
-        if b is not None and x.dtype != b.dtype:
-            return f"input is {x.dtype}, base bias {b.dtype}"
-    if len(adapter) > 1:
-        return f"lora_A is {A.dtype}, lora_B {B.dtype}" + (
-            "" if A.dtype != B.dtype else ", its bias or magnitude of another dtype"
-        )
-    if grad and any(t.requires_grad for t in (W, b) if isinstance(t, Tensor)):
-        return "the base layer is trained too"
-    leaves = {"X": x, "A": A, "B": B, "c": c, "M": M} if grad else {}
-    return Problem(
-        in_features=A.shape[1],
-        out_features=B.shape[0],
-        tokens=x.numel() // x.shape[-1],
-        rank=A.shape[0],
-        dtype=_TORCH_DTYPES[outer],
-        device=device,
-        layout=layout_of(W),
-        bias=b is not None,
-        adapter_dtype=_TORCH_DTYPES[A.dtype],
-        compute_dtype=_TORCH_DTYPES[state.compute_dtype or autocast or A.dtype],
-        dropout=p > 0,
-        adapter_bias=c is not None,
-        variant="lora" if M is None else "dora",
-        gradients=tuple(
-            name for name, leaf in leaves.items() if leaf is not None and leaf.requires_grad
-        ),
+    answer = lookup.find(
+        problem, environment, valid, objective, other_environments=other_environments
     )
-
-
-def layout_of(W: Any) -> str:
-    """How a base weight is kept: quantised by its layer, or in the order of its memory."""
-    if not isinstance(W, Tensor):
-        return base_layout(W)
-    return "linear" if W.is_contiguous() else "conv1d"
+    return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
 def _choose(state: LayerState, x: Tensor, tensors: LayerTensors, p: float) -> Choice:
@@ -265,8 +196,10 @@ def _left(reason: str) -> Choice:
     return Choice(None, Graph(REFERENCE), "left", reason)
 
 
-def _made(problem: Problem, graph: Graph, reason: str, *details: str) -> Choice:
-    made = None if graph.forward == REFERENCE else executable(graph, problem)
+def _made(problem: Problem, graph: BaseGraph, reason: str, *details: str) -> Choice:
+    made = None
+    if isinstance(graph, Graph) and not graph.is_reference:
+        made = executable(graph, problem)
     return Choice(problem, graph, reason, "; ".join(filter(None, details)), made)
 
 
@@ -285,14 +218,14 @@ def _decide(
 ) -> Choice:
     lookup, origin = (_lookup(), "") if plan is None else (plan.lookup, plan.origin)
     environment = Environment.of(device)
-    graph, answer = ask(lookup, problem, environment, objective, elsewhere=not strict)
+    graph, answer = ask(lookup, problem, environment, objective, other_environments=not strict)
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
-        lack = lacks(answer.record, objective) if answer.record is not None else ""
+        lack = not_tuned_for(answer.record, objective) if answer.record is not None else ""
         if lack and problem.gradients:
             notice_lack(problem, objective, lack)
         return _made(problem, graph, answer.reason, answer.detail, origin)
-    graph, how = untuned_graph(problem, objective)
+    chosen, how = unmeasured_graph(problem, objective)
     if problem.gradients and not strict:
         notice_miss(problem, objective)
-    return _made(problem, graph, "miss", "not tuned", miss_detail(problem, how, strict), origin)
+    return _made(problem, chosen, "miss", "not tuned", miss_detail(problem, how, strict), origin)

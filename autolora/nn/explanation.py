@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.nn.dispatch import Choice, decide
+from autolora.nn.dispatch import decide
+from autolora.nn.layer_state import Choice
 from autolora.objective import TIME, Objective
-from autolora.problem import DEVICES, Problem
+from autolora.problem import DEVICES, BaseProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class LayerExplanation:
     """
 
     name: str
-    problem: Problem
+    problem: BaseProblem
     graph: str
     reason: str
     detail: str

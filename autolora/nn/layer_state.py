@@ -15,16 +15,16 @@ from weakref import WeakSet
 
 import torch
 
-from autolora.graphs.graph import Graph
+from autolora.graphs.base import BaseGraph
 from autolora.graphs.source import Executable
 from autolora.nn.defaults import default_objective
 from autolora.objective import Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem, Problem
 
 if TYPE_CHECKING:
     from autolora.nn.snapshot import Snapshots
 
-Chooser = Callable[[Problem], Graph]
+Chooser = Callable[[Problem], BaseGraph]
 Key = tuple[Any, ...]
 
 MOST_CHOICES = 2048  # that one layer remembers
@@ -45,8 +45,8 @@ class Choice:
         calls: how often it was used.
     """
 
-    problem: Problem | None
-    graph: Graph
+    problem: BaseProblem | None
+    graph: BaseGraph
     reason: str
     detail: str = ""
     executable: Executable | None = None

@@ -127,7 +127,7 @@ def read_message(message: str, origin: str) -> tuple[Snapshot, dict[str, Environ
 
 def _fitting(layer: TimingCache, sizes: Sizes) -> Iterator[Record]:
     for problem, environment in layer.problems():
-        if (problem.in_features, problem.out_features) in sizes:
+        if problem.layer_sizes <= sizes:
             record = layer.find(problem, environment)
             if record is not None:
                 yield record
@@ -144,8 +144,8 @@ def _layer(file: Any) -> TimingCache:
         raise ValueError("each of files must be a path and the text of a cache file")
     path, content = text("a path", file[0], most=_LONGEST_PATH), file[1]
     table = parse(content.encode())
-    table.settle()
-    if table.damage:
-        raise ValueError(table.damage)
+    table.check_all()
+    if table.invalid_summary:
+        raise ValueError(table.invalid_summary)
     found = (table.record(key) for key in list(table.lines))
     return TimingCache((record for record in found if record is not None), path)

@@ -13,7 +13,7 @@ from autolora.errors import AutoloraError, MissError
 from autolora.nn.layer_state import forget
 from autolora.nn.unmeasured import tuning_commands
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 VARIABLE = "AUTOLORA_STRICT"
 
@@ -66,13 +66,17 @@ def is_strict() -> bool:
     return _meaning(os.environ.get(VARIABLE, "").strip()) if _told is None else _told
 
 
-def miss_detail(problem: Problem, how: str, strict: bool) -> str:
+def miss_detail(problem: BaseProblem, how: str, strict: bool) -> str:
     """What a miss means, in words: how the graph is chosen, or that it is none in strict mode."""
     return f"an error in strict mode, else {how}" if strict and problem.gradients else how
 
 
 def miss_error(
-    problem: Problem, environment: Environment, objective: Objective, lookup: Lookup, plan: str = ""
+    problem: BaseProblem,
+    environment: Environment,
+    objective: Objective,
+    lookup: Lookup,
+    plan: str = "",
 ) -> MissError:
     """The error for a problem that nothing was measured for.
 
@@ -114,7 +118,7 @@ def _meaning(value: str) -> bool:
     return value.lower() in _ON
 
 
-def _closest(problem: Problem, environment: Environment, lookup: Lookup) -> str:
+def _closest(problem: BaseProblem, environment: Environment, lookup: Lookup) -> str:
     """The closest record in words, and its differences with both values."""
     found = lookup.closest(problem, environment)
     if found is None:
@@ -130,6 +134,6 @@ def _closest(problem: Problem, environment: Environment, lookup: Lookup) -> str:
     return f"the closest record, {record.problem}, differs in {differences}"
 
 
-def _field(name: str, problem: Problem, environment: Environment) -> str:
-    value = getattr(problem, name) if hasattr(problem, name) else getattr(environment, name)
-    return "+".join(value) or "none" if isinstance(value, tuple) else str(value)
+def _field(name: str, problem: BaseProblem, environment: Environment) -> str:
+    value = getattr(problem, name, getattr(environment, name, ""))
+    return "+".join(value) or "none" if isinstance(value, tuple) else str(value) or "none"

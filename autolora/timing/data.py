@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from autolora.graphs.base import REFERENCE
 from autolora.graphs.function import LayerTensors, run
-from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.graph import Graph
 from autolora.graphs.reference import reference
 from autolora.graphs.source import executable
 from autolora.problem import QUANTISED, Problem

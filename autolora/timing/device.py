@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from autolora.errors import AutoloraError
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.timing.clock import measure_for
 
 _LOOK_SECONDS = 2.0  # between two looks whether another lock is to be waited for
@@ -24,7 +24,7 @@ _waiting: list[str] = []
 _passed: dict[str, int] = {}  # how many locks of a device are not waited for any more
 
 
-def device_for(problem: Problem, device: torch.device | str | None = None) -> torch.device:
+def device_for(problem: BaseProblem, device: torch.device | str | None = None) -> torch.device:
     """The device to measure a problem on.
 
     Raises:
@@ -71,12 +71,12 @@ def turn_on(device: torch.device, give_up: Callable[[], bool] = lambda: False) -
         device: on which.
         give_up: asked now and then while waiting; if it says so, there is no turn, and no waiting.
     """
-    lane = lane_of(device)
-    if lane in (held := _held.get()):
+    key = device_key(device)
+    if key in (held := _held.get()):
         yield
         return
-    lock = _locked(lane, give_up)
-    token = _held.set(held | {lane})
+    lock = _locked(key, give_up)
+    token = _held.set(held | {key})
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def turn_on(device: torch.device, give_up: Callable[[], bool] = lambda: False) -
             lock.release()
 
 
-def lane_of(device: torch.device) -> str:
+def device_key(device: torch.device) -> str:
     """The device's name among all processes of this host, whichever devices they can see."""
     if device.type != "cuda":
         return device.type
@@ -98,18 +98,18 @@ def is_waiting() -> bool:
     return bool(_waiting)
 
 
-def pass_over(lane: str) -> None:
+def pass_over(key: str) -> None:
     """From now on takes turns on a device by another lock: who holds this one will not let go."""
-    _passed[lane] = _passed.get(lane, 0) + 1
+    _passed[key] = _passed.get(key, 0) + 1
 
 
-def _locked(lane: str, give_up: Callable[[], bool]) -> FileLock | None:
+def _locked(key: str, give_up: Callable[[], bool]) -> FileLock | None:
     user = os.getuid() if hasattr(os, "getuid") else 0
-    _waiting.append(lane)
+    _waiting.append(key)
     try:
         while not give_up():
-            number = _passed.get(lane, 0)
-            name = f"autolora-{user}-{lane}{f'-{number}' if number else ''}.lock"
+            number = _passed.get(key, 0)
+            name = f"autolora-{user}-{key}{f'-{number}' if number else ''}.lock"
             lock = FileLock(Path(gettempdir()) / name)
             try:
                 lock.acquire(timeout=_LOOK_SECONDS)
@@ -118,7 +118,7 @@ def _locked(lane: str, give_up: Callable[[], bool]) -> FileLock | None:
             return lock
         return None
     finally:
-        _waiting.remove(lane)
+        _waiting.remove(key)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.contraction import AXES
-from autolora.graphs.graph import REFERENCE, Graph
+from autolora.graphs.graph import Graph
 from autolora.graphs.source import PARAMETERS, Line, lines, statement
-from autolora.graphs.space import onednn_products
-from autolora.graphs.tensors import home_dtype, sizes_of
+from autolora.graphs.space import onednn_products, valid_graphs
+from autolora.graphs.tensors import sizes_of, tensor_dtype
+from autolora.objective import Objective, kinds_of
 from autolora.problem import Problem
 from autolora.timing.clock import Measure
 from autolora.timing.data import DROPOUT, SCALING, Data, normal_numbers
 
+_MOST_FLOPS = 1.3  # of the least that any graph needs
 _PASSES = 5
 _SLOW_NS = 3e6  # a step slower than this is timed twice at most, since its first call may warm it
 _HOPELESS = 1.1  # and once only if it then takes this much longer than another over the same axes
@@ -42,9 +45,36 @@ class Prediction:
         everywhere: whether oneDNN was put wherever it can be, though another was faster alone.
     """
 
-    graph: Graph
+    graph: BaseGraph
     nanoseconds: float
     everywhere: bool = False
+
+
+def predict(
+    problem: Problem,
+    data: Data,
+    objectives: Sequence[Objective],
+    measure: Measure,
+    rng: random.Random,
+) -> list[Prediction]:
+    """The graphs worth racing for some objectives with their predicted times, fastest first."""
+    return screen(promising(problem, objectives), data, measure, rng)
+
+
+def promising(problem: Problem, objectives: Sequence[Objective]) -> list[Graph]:
+    """The graphs worth screening: wide products run near the peak, so FLOPs far above lose.
+
+    For memory each number of saved bytes has a least of its own: to keep less, a graph computes
+    tensors again, and needs more FLOPs than the others.
+    """
+    graphs = [graph for graph in valid_graphs(problem).values() if graph.forward != REFERENCE]
+    flops = {graph: graph.flops(problem) for graph in graphs}
+    lean = "memory" in kinds_of(objectives)
+    levels = {graph: graph.saved_bytes(problem) if lean else 0 for graph in graphs}
+    least: dict[int, int] = {}
+    for graph, level in levels.items():
+        least[level] = min(flops[graph], least.get(level, flops[graph]))
+    return [graph for graph in graphs if flops[graph] <= _MOST_FLOPS * least[levels[graph]]]
 
 
 def screen(
@@ -96,10 +126,9 @@ def distinct(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
 
     Two with the libraries that were faster alone, and two with oneDNN wherever it can be.
     """
-    structures: Counter[tuple[Graph, bool]] = Counter()
+    structures: Counter[tuple[Hashable, bool]] = Counter()
     for prediction in predictions:
-        plain = replace(prediction.graph, transposed=frozenset(), onednn=frozenset())
-        structure = plain, prediction.everywhere
+        structure = prediction.graph.structure, prediction.everywhere
         structures[structure] += 1
         if structures[structure] <= _SAME_STRUCTURE:
             yield prediction
@@ -175,7 +204,7 @@ def _dtype(variable: str, problem: Problem) -> str:
         return converted
     if tensor in PARAMETERS:
         return problem.adapter_dtype
-    return home_dtype(tensor, problem)
+    return tensor_dtype(tensor, problem)
 
 
 class _Values:

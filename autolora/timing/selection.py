@@ -7,20 +7,19 @@ of graphs are wanted for another objective than time. It times nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from autolora.cache.records.record import Verdict
-from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.space import flops_graph, reference_graph, valid_graphs
-from autolora.objective import Objective, kinds_of, lean_levels, most_accurate
-from autolora.problem import Problem
+from autolora.cache.records.candidate import Verdict
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.kinds import flops_graph, reference_graph
+from autolora.objective import Objective, kinds_of, low_memory_levels, most_accurate
+from autolora.problem import BaseProblem
 from autolora.timing.screen import Prediction, distinct
 
-Judge = Callable[[Graph], Verdict]
+Judge = Callable[[BaseGraph], Verdict]
 
-_MOST_FLOPS = 1.3  # of the least that any graph needs
 _FAST_ENOUGH = 1.3  # times the best prediction: no route is tried for accuracy that costs more
 _EACH = 2  # lean or accurate graphs of one kind that race
 _TRIED = 4  # graphs of a kind whose verdict is asked for, for each one that is wanted
@@ -38,44 +37,28 @@ class Selection:
         pools: names of groups of them whose own fastest is wanted.
     """
 
-    reference: Graph
-    by_flops: Graph
-    verdicts: dict[Graph, Verdict] = field(default_factory=dict)
-    racing: list[Graph] = field(default_factory=list)
+    reference: BaseGraph
+    by_flops: BaseGraph
+    verdicts: dict[BaseGraph, Verdict] = field(default_factory=dict)
+    racing: list[BaseGraph] = field(default_factory=list)
     pools: list[frozenset[str]] = field(default_factory=list)
 
 
-def promising(problem: Problem, objectives: Sequence[Objective]) -> list[Graph]:
-    """The graphs worth screening: wide products run near the peak, so FLOPs far above lose.
-
-    For memory each number of saved bytes has a least of its own: to keep less, a graph computes
-    tensors again, and needs more FLOPs than the others.
-    """
-    graphs = [graph for graph in valid_graphs(problem).values() if graph.forward != REFERENCE]
-    flops = {graph: graph.flops(problem) for graph in graphs}
-    lean = "memory" in kinds_of(objectives)
-    levels = {graph: graph.saved_bytes(problem) if lean else 0 for graph in graphs}
-    least: dict[int, int] = {}
-    for graph, level in levels.items():
-        least[level] = min(flops[graph], least.get(level, flops[graph]))
-    return [graph for graph in graphs if flops[graph] <= _MOST_FLOPS * least[levels[graph]]]
-
-
 def select_candidates(
-    problem: Problem,
+    problem: BaseProblem,
     predictions: Sequence[Prediction],
     judge: Judge,
     objectives: Sequence[Objective],
     *,
     most: int,
     within: float,
-    also: Sequence[Graph] = (),
+    also: Sequence[BaseGraph] = (),
 ) -> Selection:
     """The graphs that race for some objectives.
 
     For time they are the best predicted. For memory, and for a limit, those of the lean levels join
-    them (see :func:`~autolora.objective.lean_levels`); for accuracy those of each pair of routes to
-    Y and dX that are among the most accurate.
+    them (see :func:`~autolora.objective.low_memory_levels`); for accuracy those of each pair of
+    routes to Y and dX that are among the most accurate.
 
     Args:
         problem: what they compute.
@@ -103,20 +86,20 @@ def select_candidates(
 
 def _fast(
     predictions: Sequence[Prediction], judge: Judge, found: Selection, most: int, within: float
-) -> list[Graph]:
+) -> list[BaseGraph]:
     """Lets the best predicted of the accurate race.
 
     Accuracy hangs on the routes to Y and dX, and on the libraries that take them: of a pair that
     was refused a few times no more is tried, so that it does not keep the accurate ones out.
     """
-    accepted: list[Graph] = []
-    refused: Counter[tuple[str, str, frozenset[str]]] = Counter()
+    accepted: list[BaseGraph] = []
+    refused: Counter[Hashable] = Counter()
     best = 0.0
     for prediction in distinct(predictions):
         graph = prediction.graph
         if len(accepted) == most or (best and prediction.nanoseconds > within * best):
             break
-        routes = graph.forward, graph.dx, graph.onednn & {"Y", "U", "dX"}
+        routes = graph.routes_and_libraries
         if refused[routes] == _TRIED:
             continue
         _ask(graph, judge, found)
@@ -130,9 +113,9 @@ def _fast(
 
 
 def _add_lean(
-    problem: Problem,
+    problem: BaseProblem,
     predictions: Sequence[Prediction],
-    best: Graph,
+    best: BaseGraph,
     judge: Judge,
     objectives: Sequence[Objective],
     found: Selection,
@@ -143,7 +126,9 @@ def _add_lean(
         levels.setdefault(prediction.graph.saved_bytes(problem), []).append(prediction)
     limits = [each.max_saved_bytes for each in objectives] or [None]
     wanted = {
-        level for limit in limits for level in lean_levels(levels, best.saved_bytes(problem), limit)
+        level
+        for limit in limits
+        for level in low_memory_levels(levels, best.saved_bytes(problem), limit)
     }
     for level in sorted(wanted):
         _accepted(_best(levels[level], _TRIED * _EACH), _EACH, judge, found)
@@ -157,17 +142,17 @@ def _add_lean(
 
 def _add_accurate(
     predictions: Sequence[Prediction],
-    reference: Graph,
+    reference: BaseGraph,
     judge: Judge,
     most: int,
     found: Selection,
 ) -> None:
     """The most accurate of the best predicted of each pair of routes; together they are a pool."""
-    routes: dict[tuple[str, str], list[Prediction]] = {}
+    routes: dict[Hashable, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.nanoseconds <= _FAST_ENOUGH * predictions[0].nanoseconds:
             graph = prediction.graph
-            routes.setdefault((graph.forward, graph.dx), []).append(prediction)
+            routes.setdefault(graph.routes, []).append(prediction)
     tried = [graph for some in routes.values() for graph in _best(some, _EACH)]
     for graph in tried:
         _ask(graph, judge, found)
@@ -178,9 +163,11 @@ def _add_accurate(
     found.pools.append(frozenset(g.name for g in found.racing if g.name in accurate))
 
 
-def _accepted(graphs: Iterable[Graph], most: int, judge: Judge, found: Selection) -> list[Graph]:
+def _accepted(
+    graphs: Iterable[BaseGraph], most: int, judge: Judge, found: Selection
+) -> list[BaseGraph]:
     """Lets the first few that are accurate race; asks no further than that."""
-    accepted: list[Graph] = []
+    accepted: list[BaseGraph] = []
     for graph in graphs:
         _ask(graph, judge, found)
         if found.verdicts[graph].ok:
@@ -191,15 +178,15 @@ def _accepted(graphs: Iterable[Graph], most: int, judge: Judge, found: Selection
     return accepted
 
 
-def _best(predictions: Sequence[Prediction], most: int) -> list[Graph]:
+def _best(predictions: Sequence[Prediction], most: int) -> list[BaseGraph]:
     return [prediction.graph for prediction in islice(distinct(predictions), most)]
 
 
-def _ask(graph: Graph, judge: Judge, found: Selection) -> None:
+def _ask(graph: BaseGraph, judge: Judge, found: Selection) -> None:
     if graph not in found.verdicts:
         found.verdicts[graph] = judge(graph)
 
 
-def _able(graph: Graph, found: Selection) -> bool:
+def _able(graph: BaseGraph, found: Selection) -> bool:
     """Whether it may be used; the reference graph needs nobody's leave."""
-    return found.verdicts[graph].ok or graph.forward == REFERENCE
+    return found.verdicts[graph].ok or graph.is_reference

@@ -21,13 +21,13 @@ from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.graphs.graph import Graph
-from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.kinds import find_graph, reference_graph
 from autolora.objective import Objective
 from autolora.timing.clock import Measure, is_out_of_memory, measure_for, released
-from autolora.timing.data import Data
 from autolora.timing.device import plain_torch, settle_allocator, turn_on
 from autolora.timing.effort import EFFORTS
+from autolora.timing.kinds import workbench_of
 from autolora.timing.measurement import measure_problem
 from autolora.timing.race import Pace, race
 from autolora.timing.statistics import compare
@@ -199,7 +199,7 @@ def _check(
         return Check(record, None)
     with turn_on(device), plain_torch(device):
         settle_allocator(device)
-        data = Data.random(record.problem, device)
+        data = workbench_of(record.problem).trial(record.problem, device, 0)
         runs = {name: data.step(graph) for name, graph in graphs.items()}
         for run in runs.values():  # the tuner's screen has warmed what it races; here nothing has
             data.clear()
@@ -211,7 +211,7 @@ def _check(
     return Check(record, result.winner, ratio - 1, noise) if ratio > 1 else Check(record, winner)
 
 
-def _racing(record: Record) -> dict[str, Graph]:
+def _racing(record: Record) -> dict[str, BaseGraph]:
     """The graphs to race, by name: the winner, the reference, and the closest of the others.
 
     Those that are no valid graphs any more are left out, the winner too.

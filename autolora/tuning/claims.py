@@ -15,9 +15,9 @@ from autolora.cache.records.checks import dumps
 from autolora.cache.records.record import Record
 from autolora.cluster.ranks import Cluster
 from autolora.environment import Environment
-from autolora.graphs.space import reference_graph
+from autolora.graphs.kinds import reference_graph
 from autolora.objective import Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.tuning.budget import Budget
 
 
@@ -28,9 +28,10 @@ class Job:
     Args:
         step: nanoseconds that a step along the reference graph takes about; 0 where nobody asks.
         weight: how many layers pose the problem.
+        seconds: that it may take, with a budget.
     """
 
-    problem: Problem
+    problem: BaseProblem
     place: torch.device
     environment: Environment
     effort: str
@@ -39,6 +40,7 @@ class Job:
     also: frozenset[str]
     step: float
     weight: int
+    seconds: float | None = None
 
     @property
     def gain(self) -> float:
@@ -88,36 +90,37 @@ class Claims:
         """
         while self._jobs and self._jobs[0].place == place:
             job = self._jobs.pop(0)
-            effort, left = self._effort(job), self._gain
-            self._gain = left - job.gain
-            if effort is None:
+            granted = self._granted(job)
+            self._gain -= job.gain
+            if granted is None:
                 self.late = True
             elif self._falls_to_us(job.environment, job.problem):
-                return replace(job, effort=effort)
+                return replace(job, effort=granted[0], seconds=granted[1])
         return None
 
-    def family(self, environment: Environment, family: Problem) -> bool:
+    def family(self, environment: Environment, family: BaseProblem) -> bool:
         """Whether the token counts between those of a family are this process's to add."""
         return self._falls_to_us(environment, family, "family/")
 
     def learn(self, job: Job, seconds: float) -> None:
         """Notes what a job took."""
         if self.budget is not None:
-            self.budget.learn(job.effort, job.step, seconds)
+            self.budget.learn(job.effort, job.step, seconds, job.seconds or 0.0)
 
-    def _effort(self, job: Job) -> str | None:
+    def _granted(self, job: Job) -> tuple[str, float | None] | None:
+        """Its effort and its seconds."""
         if self.budget is None:
-            return job.effort
-        lanes = 1 if self.cluster is None else self.cluster.lanes
-        share = min(1.0, lanes * job.gain / self._gain)
-        return self.budget.effort(share, job.step, job.effort)
+            return job.effort, None
+        devices = 1 if self.cluster is None else self.cluster.device_count
+        share = min(1.0, devices * job.gain / self._gain)
+        return self.budget.next(share, job.step, job.effort)
 
-    def _falls_to_us(self, environment: Environment, problem: Problem, kind: str = "") -> bool:
+    def _falls_to_us(self, environment: Environment, problem: BaseProblem, kind: str = "") -> bool:
         if self.cluster is None:
             return True
         return self.cluster.claim(f"{environment.id}/{kind}{dumps(problem.to_json())}")
 
 
-def cost(problem: Problem) -> float:
+def cost(problem: BaseProblem) -> float:
     """Grows with the time that a problem takes to measure."""
     return 1e9 + reference_graph(problem).flops(problem)

@@ -18,7 +18,7 @@ from autolora.nn.defaults import default_objective, objective_of
 from autolora.nn.dispatch import refresh
 from autolora.nn.frozen import freeze_anew
 from autolora.objective import Objective
-from autolora.problem import DEVICES, Problem
+from autolora.problem import DEVICES, BaseProblem
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
 
@@ -36,16 +36,16 @@ class _Asked:
         between: whether to tune between token counts too.
     """
 
-    problems: list[Problem]
+    problems: list[BaseProblem]
     objective: Objective | list[Objective]
     device: torch.device | None = None
     model: nn.Module | None = None
-    weights: Mapping[Problem, int] | None = None
+    weights: Mapping[BaseProblem, int] | None = None
     between: bool = False
 
 
 def tune(
-    model_or_problems: nn.Module | Recording | Problem | Iterable[Problem],
+    model_or_problems: nn.Module | Recording | BaseProblem | Iterable[BaseProblem],
     *,
     tokens: int | str | Iterable[int] | None = None,
     effort: str = "normal",
@@ -93,7 +93,7 @@ def tune(
         asked = _of_recording(model_or_problems)
     else:
         problems = model_or_problems
-        listed = [problems] if isinstance(problems, Problem) else list(problems)
+        listed = [problems] if isinstance(problems, BaseProblem) else list(problems)
         asked = _Asked(listed, default_objective())
     result = tune_problems(
         asked.problems,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autolora.graphs.space import reference_graph
-from autolora.nn.unmeasured import untuned_graph
+from autolora.graphs.kinds import reference_graph, unmeasured_graph
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +23,7 @@ class Estimate:
         reference_saved_bytes: by the reference graph.
     """
 
-    problem: Problem
+    problem: BaseProblem
     graph: str
     how: str
     flops: int
@@ -33,9 +32,9 @@ class Estimate:
     reference_saved_bytes: int
 
 
-def estimate(problem: Problem, objective: Objective = TIME) -> Estimate:
+def estimate(problem: BaseProblem, objective: Objective = TIME) -> Estimate:
     """The graph that a layer runs for a problem that is in no cache."""
-    graph, how = untuned_graph(problem, objective)
+    graph, how = unmeasured_graph(problem, objective)
     reference = reference_graph(problem)
     return Estimate(
         problem,

@@ -14,13 +14,13 @@ from math import sqrt
 from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.lookup import Lookup
 from autolora.cache.records.record import Record
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 LOSS = 0.02  # of a step's time, that a wrong choice may cost
 
 _CLOSEST = 1.1  # times as many tokens: counts closer than this are not told apart
 
-Valid = Callable[[str, Problem], bool]
+Valid = Callable[[str, BaseProblem], bool]
 
 
 def risk(below: Record, above: Record) -> float:

@@ -1,15 +1,14 @@
-"""A file that many programs write: each reads it, and puts in its place what that is to become.
+"""Atomic updates of a file that many programs read, change and replace.
 
-Where the lock keeps writers apart, nothing more is needed. It may not: two hosts may not see each
-other's locks, somebody may delete the lock file, or the file system has none. So every writer also
-shows that it is writing, by a draft beside the file, *before* it reads; and having written it waits
-until all drafts that were there are gone, and looks whether what it wrote still stands. If it does
-not, it begins again with what stands there now. Who overwrites a file that they have read before it
-was written has had a draft there all the time, so nothing is lost as long as
+The lock keeps other writers out, except where two hosts do not see each other's locks, where the
+lock file was deleted, or where the file system has no locks. So every writer also creates a
+temporary file beside the target *before* it reads; after writing it waits until the temporary files
+of others are gone, and starts again if the target is no longer what it wrote. Whoever overwrites it
+after reading an older version had a temporary file there all the time, so nothing is lost if
 
-- the hosts see the same folder: a network file system that keeps old listings for a while may
-  hide a draft, and then a record lost from the file is brought back by its writer's next save;
-- a writer is not stopped for longer between reading and writing than others wait for its draft.
+- all hosts see the same folder: a network file system with outdated listings may hide a temporary
+  file; a record lost by that is restored by its writer's next save;
+- no writer is stopped between reading and writing for longer than others wait for it.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autolora.cache.files.disk import (
-    Stamp,
-    draft,
-    drafts,
-    fill,
-    put,
+    FileVersion,
+    keep_corrupt,
     read,
+    replace_file,
     require_file,
-    set_aside,
-    stamp,
+    temporary_file,
+    temporary_files,
+    version_of,
+    write_all,
 )
 from autolora.cache.files.locking import locked
 
@@ -42,87 +41,90 @@ Change = Callable[[bytes | None], tuple[bytes, str]]
 
 _ATTEMPTS = 40
 _POLL_SECONDS = 0.002
-_PATIENCE_SECONDS = 0.25  # for others' drafts, beside a multiple of what our own has taken
+_WAIT_SECONDS = 0.25  # for other writers, beside a multiple of the time that our own write took
 _STALE_NS = 3600 * 10**9
 
 
 def update_file(target: Path, change: Change) -> None:
-    """Puts what ``change`` makes of a file's content in its place, so that it stays there.
+    """Replaces the content of a file by what ``change`` makes of it.
 
-    A new file gets the permissions that the umask leaves, a replaced one keeps its own.
+    A new file has the permissions that the umask leaves, a replaced one keeps its own.
 
     Args:
-        target: the file, which need not be there; no symbolic link.
-        change: given the content, or None, the new one; and what is wrong with the old one, so that
-            it is kept beside, ``""`` if nothing is. Of what it has given it makes the same again:
-            that is how others' writing is noticed.
+        target: the file, which need not exist; not a symbolic link.
+        change: takes the content, None if there is no file; returns the new content, and what is
+            corrupt in the old one, which is then kept, or ``""``. Must be idempotent: that is how
+            writes of others are detected.
 
     Raises:
-        OSError: it cannot be written, or others overwrite it all the time; an ``Exception`` that
-            ``change`` or :func:`~autolora.cache.files.disk.read` raises. The file is what it was.
+        OSError: it cannot be written, or others overwrite it again and again.
+        Exception: raised by ``change`` or :func:`~autolora.cache.files.disk.read`. In all cases
+            the file is unchanged.
     """
     require_file(target)
     with locked(target):
         for attempt in range(_ATTEMPTS):
             start = time.monotonic()
-            standing = _write(target, change, first=not attempt)
+            written = _write(target, change, first=not attempt)
             took = time.monotonic() - start
-            if standing and _outlives_others(target, standing, _PATIENCE_SECONDS + 4 * took):
+            if written and _outlasts_others(target, written, _WAIT_SECONDS + 4 * took):
                 return
-            time.sleep(random.uniform(0, took * min(attempt + 1, 8)))  # or two go on in step
+            time.sleep(random.uniform(0, took * min(attempt + 1, 8)))  # or two stay in step
     raise OSError("other programs overwrite it all the time, without heeding its lock")
 
 
-def _write(target: Path, change: Change, *, first: bool) -> Stamp | None:
-    """Reads and writes once; what stands there then, None if somebody else was faster.
+def _write(target: Path, change: Change, *, first: bool) -> FileVersion | None:
+    """Reads and writes once; returns the version written, None if another writer was faster.
 
-    Later than the first time nothing is written if nothing needs to be.
+    After the first attempt the file is written only if it would change.
     """
-    with draft(target) as (path, file):
-        _sweep(target, os.fstat(file.fileno()).st_mtime_ns)
-        before = stamp(target)
+    with temporary_file(target) as (path, file):
+        _remove_stale(target, os.fstat(file.fileno()).st_mtime_ns)
+        before = version_of(target)
         old = read(target)
-        new, damage = change(old)
+        new, corrupt = change(old)
         if new == old and not first:
             return before
         mode = _mode(target)
-        written = fill(file, new)
-        if stamp(target) != before:
+        written = write_all(file, new)
+        if version_of(target) != before:
             return None
         if mode is not None:
             path.chmod(mode)
-        if damage:
-            kept = set_aside(target)
-            logger.warning("autolora: of the timing cache %s, %s; kept as %s", target, damage, kept)
+        if corrupt:
+            kept = keep_corrupt(target)
+            logger.warning(
+                "autolora: of the timing cache %s, %s; kept as %s", target, corrupt, kept
+            )
         try:
-            put(path, target)
-        except FileNotFoundError:  # taken for a dead writer's, by a clock that was set
+            replace_file(path, target)
+        except FileNotFoundError:  # removed as stale by a host whose clock was changed
             return None
         return written
 
 
-def _outlives_others(target: Path, standing: Stamp, patience: float) -> bool:
-    """Whether the file is still the same when all have done who may have read an older one.
+def _outlasts_others(target: Path, written: FileVersion, wait: float) -> bool:
+    """Whether the file is unchanged once all who may have read an older version are done.
 
     Args:
         target: the file.
-        standing: what is to stand there.
-        patience: seconds; a draft that was last changed longer ago is nobody's work.
+        written: its expected version.
+        wait: seconds; temporary files older than that are ignored.
     """
-    changed_ns = standing[-1]
-    others = [path for path, at in drafts(target) if changed_ns - at < patience * 1e9]
-    deadline = time.monotonic() + patience
+    changed_ns = written[-1]
+    others = [path for path, at in temporary_files(target) if changed_ns - at < wait * 1e9]
+    deadline = time.monotonic() + wait
     while others and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         others = [path for path in others if os.path.lexists(path)]
-    return stamp(target) == standing
+    return version_of(target) == written
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of a file, None if there is none.
+    """The permissions of a file, None if it does not exist.
 
     Raises:
-        PermissionError: it must not be written, which replacing it would not mind.
+        PermissionError: it is read-only, which would not prevent replacing it.
     """
     if not target.exists():
         return None
@@ -131,12 +133,12 @@ def _mode(target: Path) -> int | None:
     return stat.S_IMODE(target.stat().st_mode)
 
 
-def _sweep(target: Path, now_ns: int) -> None:
-    """Removes what writers left behind that were killed; old enough to be nobody's work.
+def _remove_stale(target: Path, now_ns: int) -> None:
+    """Removes old temporary files of killed writers.
 
-    Old by the clock of the file system, in ns: those of the hosts may differ, and may be set.
+    ``now_ns`` is of the file system's clock, since the clocks of the hosts may differ.
     """
-    for path, changed_ns in drafts(target):
+    for path, changed_ns in temporary_files(target):
         if now_ns - changed_ns > _STALE_NS:
             with contextlib.suppress(OSError):
                 path.unlink()

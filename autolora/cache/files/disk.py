@@ -1,7 +1,6 @@
-"""A file on disk: read without trusting it, written beside its place, or set aside.
+"""Reading and replacing files safely.
 
-Readers take no lock: a file is only ever replaced by a whole one, so they see the old or the new.
-This room knows bytes and paths, not what is in them.
+Readers take no lock: a file is only ever replaced as a whole, so they see the old or the new one.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from autolora.cache.files.paths import FILE_NAME
 
 LIMIT = 256 * 10**6  # bytes; 100,000 records need about as much
 
-Stamp = tuple[int, int, int, int]
+FileVersion = tuple[int, int, int, int]  # device, inode, size, time of the last change in ns
 
-_READINGS = 5  # of a file that somebody is just writing in place
+_ATTEMPTS = 5  # to read a file that is being written in place
 _PAUSE_SECONDS = 0.02
 _BINARY = getattr(os, "O_BINARY", 0)
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-# Not to wait for the other end of a pipe; where the flag is missing, pipes have no path.
+# O_NONBLOCK: do not wait for the other end of a pipe
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | _BINARY
 
 
 class Unreadable(Exception):
@@ -37,26 +35,26 @@ class Unreadable(Exception):
 
 
 def read(path: Path) -> bytes | None:
-    """The file's content, None if there is no such file.
+    """The content of a file, None if there is no such file.
 
     Raises:
-        Unreadable: no permission, no regular file, larger than :data:`LIMIT`, or somebody is
-            writing into it all the time.
+        Unreadable: no permission, not a regular file, larger than :data:`LIMIT`, or continuously
+            written in place.
     """
-    for attempt in range(_READINGS):
+    for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE_SECONDS)
         try:
             descriptor = os.open(path, _READ)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             raise Unreadable(_cause(error)) from error
         try:
             if (data := _content(descriptor)) is not None:
                 return data
         except OSError as error:
-            if error.errno != errno.ESTALE:  # another host has replaced it meanwhile
+            if error.errno != errno.ESTALE:  # replaced by another host meanwhile
                 raise Unreadable(_cause(error)) from error
         except MemoryError as error:
             raise Unreadable("there is not enough memory to read it") from error
@@ -66,50 +64,50 @@ def read(path: Path) -> bytes | None:
 
 
 def require_file(path: Path) -> None:
-    """Makes sure that nothing else stands there, before anything is written beside it.
+    """Checks that a path is a regular file or does not exist.
 
     Raises:
-        Unreadable: a folder, a device or the like does.
-        OSError: it cannot be said.
+        Unreadable: it is a folder, a device or the like.
+        OSError: it cannot be checked.
     """
     with contextlib.suppress(FileNotFoundError):
         _require_file(path.stat())
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file, open for writing, with the permissions that the umask leaves.
+    """Creates a file for writing, with the permissions that the umask leaves.
 
     Raises:
-        OSError: it cannot be made, or something has that name, be it a symbolic link to nowhere.
+        OSError: it cannot be created, or exists, be it as a symbolic link to nowhere.
     """
     return os.fdopen(os.open(path, _CREATE, 0o666), "wb", buffering=0)
 
 
-def fill(file: BinaryIO, data: bytes) -> Stamp:
-    """Writes all that a new file is to hold, sees it through to the disk, and closes it.
+def write_all(file: BinaryIO, data: bytes) -> FileVersion:
+    """Writes data to a new file, flushes it to the disk, and closes it.
 
     Raises:
-        OSError: it cannot be written, or not whole.
+        OSError: it cannot be written completely.
     """
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
     os.fsync(file.fileno())
-    written = _stamp(os.fstat(file.fileno()))
-    file.close()  # a network file system may say only now that the disk is full
-    return written
+    version = _version(os.fstat(file.fileno()))
+    file.close()  # a network file system may report a full disk only now
+    return version
 
 
 @contextlib.contextmanager
-def draft(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside the target, to be filled and put in its place; removed if it is not.
+def temporary_file(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside the target, for :func:`replace_file`; removed on exit if still there.
 
-    While it is there, others see that somebody is writing: :func:`drafts` lists them.
+    As long as it exists, :func:`temporary_files` shows other writers that this one is at work.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
-    path = target.with_name(f"{_draft_prefix(target)}{secrets.token_hex(6)}.tmp")
+    path = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     file = create(path)
     try:
         yield path, file
@@ -119,25 +117,23 @@ def draft(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
         path.unlink(missing_ok=True)
 
 
-def drafts(target: Path) -> Iterator[tuple[Path, int]]:
-    """The drafts beside the target, each with the time of its last change in ns."""
-    prefix = _draft_prefix(target)
+def temporary_files(target: Path) -> Iterator[tuple[Path, int]]:
+    """The temporary files beside the target, each with the time of its last change in ns."""
     with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
-            if entry.name.startswith(prefix) and entry.name.endswith(".tmp"):
+            if entry.name.startswith(f".{target.name}.") and entry.name.endswith(".tmp"):
                 with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    yield Path(entry.path), found.st_mtime_ns
+                    yield Path(entry.path), entry.stat(follow_symlinks=False).st_mtime_ns
 
 
-def put(new: Path, target: Path) -> None:
-    """Gives a filled draft the target's name, at once and for good.
+def replace_file(new: Path, target: Path) -> None:
+    """Renames a written temporary file to the target, atomically and durably.
 
     Raises:
-        OSError: that cannot be done; the target is what it was.
+        OSError: that failed; the target is unchanged.
     """
     new.replace(target)
-    with contextlib.suppress(OSError):  # makes the name survive a power cut, where that can be
+    with contextlib.suppress(OSError):  # makes the rename survive a power failure, if possible
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -145,14 +141,14 @@ def put(new: Path, target: Path) -> None:
             os.close(descriptor)
 
 
-def set_aside(target: Path) -> Path:
-    """Keeps the file under another name, ``NAME.corrupt-1`` or the next that is free.
+def keep_corrupt(target: Path) -> Path:
+    """Keeps a corrupt file as ``NAME.corrupt-1`` or with the next free number.
 
-    A second link, so that the file does not go missing before its replacement is there. Nothing is
-    overwritten and no symbolic link is followed.
+    By a hard link, so that the file is there until it is replaced. Nothing is overwritten, and no
+    symbolic link is followed.
 
     Raises:
-        OSError: neither a link nor a new name could be made.
+        OSError: it can be neither linked nor renamed.
     """
     for number in itertools.count(1):
         kept = target.with_name(f"{target.name}.corrupt-{number}")
@@ -168,46 +164,42 @@ def set_aside(target: Path) -> Path:
     return kept
 
 
-def stamp(path: Path) -> Stamp | None:
-    """What changes whenever a file or its content does; None if there is no such file.
+def version_of(path: Path) -> FileVersion | None:
+    """The version of a file, which changes with its content; None if there is no such file.
 
-    It is opened for that: over a network that asks the server, which a look by name may not.
+    The file is opened, since over a network a mere ``stat`` may not ask the server.
     """
     try:
         descriptor = os.open(path, _READ)
     except OSError:
         return None
     try:
-        return _stamp(os.fstat(descriptor))
+        return _version(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 
 
 def _content(descriptor: int) -> bytes | None:
     """The content, None if it has changed meanwhile."""
-    kind = os.fstat(descriptor)
-    _require_file(kind)
-    if kind.st_size > LIMIT:
+    before = os.fstat(descriptor)
+    _require_file(before)
+    if before.st_size > LIMIT:
         raise Unreadable(f"it is larger than {LIMIT // 10**6} MB")
     with os.fdopen(descriptor, "rb", closefd=False) as file:
-        data = file.read(kind.st_size + 1)
-    steady = len(data) == kind.st_size and _stamp(os.fstat(descriptor)) == _stamp(kind)
-    return data if steady else None
+        data = file.read(before.st_size + 1)
+    unchanged = len(data) == before.st_size and _version(os.fstat(descriptor)) == _version(before)
+    return data if unchanged else None
 
 
-def _require_file(kind: os.stat_result) -> None:
-    if stat.S_ISDIR(kind.st_mode):
+def _require_file(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
         raise Unreadable(f"it is a folder; name a file in it, such as {FILE_NAME}")
-    if not stat.S_ISREG(kind.st_mode):
+    if not stat.S_ISREG(found.st_mode):
         raise Unreadable("it is a device or a pipe, not a file")
 
 
-def _stamp(found: os.stat_result) -> Stamp:
+def _version(found: os.stat_result) -> FileVersion:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _draft_prefix(target: Path) -> str:
-    return f".{target.name}."
 
 
 def _cause(error: Exception) -> str:

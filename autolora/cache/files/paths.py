@@ -1,4 +1,4 @@
-"""Where cache files are: the default one, and the search path."""
+"""The paths of cache files: the default one and the search path."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def site_path() -> Path:
 
 
 def search_path() -> list[Path]:
-    """The cache files to read, in order; the first is the one to write.
+    """The cache files to read, in order; the first one is written.
 
-    ``AUTOLORA_CACHE`` lists them, separated as in ``PATH``; without it there is the default one.
-    The file in the site-wide cache folder always comes last.
+    These are the entries of ``AUTOLORA_CACHE``, separated as in ``PATH``, or the default path
+    without any; then the file in the site-wide cache folder.
     """
-    given = [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip()]
-    # PTH: Path.expanduser raises where there is no such home; this leaves the entry as it stands
-    own = [Path(os.path.expanduser(entry)) for entry in given] or [default_path()]  # noqa: PTH111
+    entries = [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip()]
+    # PTH: Path.expanduser raises for an unknown user; this leaves the entry as it is
+    own = [Path(os.path.expanduser(entry)) for entry in entries] or [default_path()]  # noqa: PTH111
     return list(dict.fromkeys((*own, site_path())))

@@ -1,28 +1,21 @@
-"""The timing cache: records in memory and the JSON file that holds them.
-
-Reading never fails: what cannot be read is one warning and an empty cache. Writing joins: nobody's
-records are lost, what was in the way is kept beside the file, and what cannot be written there is
-written elsewhere.
-"""
+"""The timing cache: records in memory and the JSON file that holds them."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from autolora.cache.files.disk import Unreadable
-from autolora.cache.files.paths import default_path, search_path
-from autolora.cache.files.rescue import Rescue
-from autolora.cache.files.writing import join, read_table, rewrite
+from autolora.cache.files.fallback import FallbackFile
+from autolora.cache.files.writing import read_table, update_table
 from autolora.cache.records.document import NewerSchema, render
 from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key, Table, family_of
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.problem import Problem
-
-__all__ = ["TimingCache", "default_path", "search_path"]
+from autolora.problem import BaseProblem
 
 logger = logging.getLogger("autolora")
 
@@ -31,16 +24,16 @@ class TimingCache:
     """Records, at most one for each problem and environment.
 
     Args:
-        records: of two for the same problem and environment the better one stays.
+        records: of two for the same problem and environment the better one is kept.
         path: the file that :meth:`save`, :meth:`publish` and :meth:`replace` write.
     """
 
     def __init__(self, records: Iterable[Record] = (), path: Path | str | None = None) -> None:
         self.path = None if path is None else Path(path)
         self._table = Table()
-        self._told = False
-        self._unsaved: set[Key] = set()  # what no file holds
-        self._rescue = Rescue()
+        self._warned = False
+        self._unsaved: set[Key] = set()  # in no file
+        self._fallback = FallbackFile()
         for record in records:
             self._add(record)
 
@@ -48,58 +41,57 @@ class TimingCache:
     def load(cls, path: Path | str) -> TimingCache:
         """Reads a file; a missing one is an empty cache.
 
-        Never raises: a file or a record that cannot be used is one logged warning. A record is
-        checked only when it is asked for, so a warning about records may come that late.
+        Never raises: an unusable file or record is one logged warning. Records are validated on
+        first use, so the warning may come later.
         """
         cache = cls(path=path)
         try:
-            cache._table, damage = read_table(Path(path))
+            cache._table, corrupt = read_table(Path(path))
         except (Unreadable, NewerSchema) as error:
-            damage = str(error)
-        if damage:
-            logger.warning("autolora: the timing cache %s is not used: %s", path, damage)
-        cache._tell()
+            corrupt = str(error)
+        if corrupt:
+            logger.warning("autolora: the timing cache %s is not used: %s", path, corrupt)
+        cache._warn()
         return cache
 
     @property
     def records(self) -> list[Record]:
-        """All records, by the sizes of their problems."""
-        self._table.settle()
-        self._tell()
+        """All records, sorted by the sizes of their problems."""
+        self._table.check_all()
+        self._warn()
         found = (self._table.record(key) for key in sorted(self._table.lines))
         return [record for record in found if record is not None]
 
-    def find(self, problem: Problem, environment: Environment) -> Record | None:
+    def find(self, problem: BaseProblem, environment: Environment) -> Record | None:
         """The record of a problem in an environment."""
         record = self._table.record(Key.of(problem, environment))
-        self._tell()
+        self._warn()
         return record
 
-    def same_but_tokens(self, problem: Problem, environment: Environment) -> dict[int, Record]:
-        """The records of the problem at whatever token counts, those ascending."""
+    def same_but_tokens(self, problem: BaseProblem, environment: Environment) -> dict[int, Record]:
+        """The records of a problem by token count, ascending."""
         counts = self.token_counts(problem).get(environment, [])
         found = {tokens: self.find(problem.at(tokens), environment) for tokens in counts}
         return {tokens: record for tokens, record in found.items() if record is not None}
 
-    def token_counts(self, problem: Problem) -> dict[Environment, list[int]]:
-        """In which environments, and there for which token counts, the problem was measured.
+    def token_counts(self, problem: BaseProblem) -> dict[Environment, list[int]]:
+        """The measured token counts of a problem in each environment, ascending.
 
-        Whatever its own tokens; the counts are ascending. Says what the file promises: the record
-        itself may still turn out to be unusable.
+        The records are not validated.
         """
         counts = self._table.token_counts(family_of(problem))
         return {self._table.environments[name]: found for name, found in counts.items()}
 
-    def problems(self) -> Iterator[tuple[Problem, Environment]]:
-        """What there are records of, without checking these."""
+    def problems(self) -> Iterator[tuple[BaseProblem, Environment]]:
+        """The problems and environments of all records, which are not validated."""
         for key in sorted(self._table.lines):
             try:
                 yield key.problem, self._table.environments[key.environment]
             except ValueError:
-                continue  # its record is none either
+                continue  # an invalid record
 
     def merge(self, other: TimingCache) -> TimingCache:
-        """A new cache with the records of both: for each problem and environment the better.
+        """A new cache with the better record of both for each problem and environment.
 
         Commutative, associative and idempotent, to the byte of the files saved. The path is this
         cache's.
@@ -110,44 +102,40 @@ class TimingCache:
         return merged
 
     def publish(self, *records: Record) -> Path:
-        """Joins records and saves.
+        """Adds records and saves.
 
         Raises:
-            AutoloraError: as :meth:`save` does.
+            AutoloraError: as in :meth:`save`.
         """
         for record in records:
             self._add(record)
         return self.save()
 
     def replace(self, old: Record, new: Record) -> Path:
-        """Takes one record out of this cache and of its file, and joins another to both.
+        """Removes a record from this cache and its file, and adds another to both.
 
-        For a record that is known to be wrong, however well it was measured: a join would keep it
-        if it is the better of the two. It is taken out only as it is given: one that somebody else
-        has put in its place meanwhile is joined with the new one like any other. All other records
-        of the file stay as they are.
-
-        This holds for one file. A file that still has the old record may bring it back when the two
-        are merged, and so may a program that has read it before and saves later.
+        For a record known to be wrong, which :meth:`save` would keep if it is the better one. Only
+        exactly that record is removed; all others of the file stay. Another file that still has it,
+        or a program that read it before, may bring it back.
 
         Returns:
             The file written.
 
         Raises:
-            AutoloraError: as :meth:`save` does.
+            AutoloraError: as in :meth:`save`.
         """
-        place = self._place()
-        self._table.drop(old)
+        target = self._target()
+        self._table.remove(old)
         key = self._add(new)
-        self._written(place, TimingCache([new])._table, without=old)
+        self._write(target, TimingCache([new])._table, without=old)
         self._unsaved.discard(key)
-        return place
+        return target
 
     def save(self, path: Path | str | None = None) -> Path:
-        """Joins the records with those in the file, and writes the file anew.
+        """Joins the records with those in the file, and writes the file.
 
-        Afterwards this cache holds what the file holds. A file that is corrupt, or some of whose
-        records are, is kept as ``NAME.corrupt-1`` (or the next number that is free) beside it.
+        Afterwards this cache holds what the file holds. A file that is corrupt, or has corrupt
+        records, is kept as ``NAME.corrupt-1`` (or the next free number) beside it.
 
         Args:
             path: another file than :attr:`path`.
@@ -159,38 +147,55 @@ class TimingCache:
             AutoloraError: it cannot be read or written, or a newer autolora wrote it. Records that
                 are in no file yet have then been written to one that the message names.
         """
-        place = self._place(path)
-        self._table.settle()
-        self._tell()
-        self._table = self._written(place, self._table)
+        target = self._target(path)
+        self._table.check_all()
+        self._warn()
+        self._table = self._write(target, self._table)
         self._unsaved.clear()
-        self._rescue.drop()
-        return place
+        self._fallback.remove()
+        return target
 
     @classmethod
     def rewrite(cls, path: Path | str, keep: Callable[[Record], bool]) -> tuple[int, int]:
-        """Takes records out of a file for good.
+        """Removes records from a file, under its lock.
 
-        Done under the lock, so that nothing is lost that others write meanwhile. Damaged parts are
-        set aside as :meth:`save` does.
+        A corrupt file is kept as by :meth:`save`; a missing one is not created.
 
         Args:
             path: of the file.
-            keep: says of each record whether it stays; asked again if somebody else wrote.
+            keep: whether to keep a record; called again if another program wrote meanwhile.
 
         Returns:
-            How many records were kept, and how many taken out.
+            How many records were kept, and how many removed.
 
         Raises:
-            AutoloraError: as :meth:`save` does.
+            AutoloraError: as in :meth:`save`.
         """
-        return rewrite(Path(path), keep)
+        if not os.path.lexists(path):
+            return 0, 0
+        kept: set[Key] = set()
+        removed: set[Key] = set()
 
-    def _place(self, path: Path | str | None = None) -> Path:
-        place = self.path if path is None else Path(path)
-        if place is None:
+        def change(table: Table) -> Table:
+            table.check_all()
+            kept.clear()
+            for key in list(table.lines):
+                record = table.record(key)
+                if record is not None and keep(record):
+                    kept.add(key)
+                elif record is not None:
+                    removed.add(key)
+                    table.remove(record)
+            return table
+
+        update_table(Path(path), change)
+        return len(kept), len(removed - kept)
+
+    def _target(self, path: Path | str | None = None) -> Path:
+        target = self.path if path is None else Path(path)
+        if target is None:
             raise AutoloraError("this timing cache has no path; save it with save(path)")
-        return place
+        return target
 
     def _add(self, record: Record) -> Key:
         self._table.add(record)
@@ -198,20 +203,35 @@ class TimingCache:
         self._unsaved.add(key)
         return key
 
-    def _written(self, place: Path, table: Table, without: Record | None = None) -> Table:
-        """The table joined with that of the file; or an error that says where the records are."""
+    def _write(self, target: Path, table: Table, without: Record | None = None) -> Table:
+        """Joins a validated table with that of the file, without one of its records.
+
+        Returns the table written. If that fails, the error says where the unsaved records are.
+        """
+        joined = table
+
+        def change(present: Table) -> Table:
+            nonlocal joined
+            present.check_all(known=table)
+            if without is not None:
+                present.remove(without)
+            joined = present.joined(table)
+            return joined
+
         try:
-            return join(place, table, without)
+            update_table(target, change)
         except AutoloraError as error:
-            unsaved = self._table.part(self._unsaved)
+            unsaved = self._table.subset(self._unsaved)
             if not unsaved.lines:
                 raise
-            kept = self._rescue.keep(render(unsaved), len(unsaved.lines), place)
-            raise AutoloraError(f"{error}; {kept}") from error
+            where = self._fallback.write(render(unsaved), len(unsaved.lines), target)
+            raise AutoloraError(f"{error}; {where}") from error
+        return joined
 
-    def _tell(self) -> None:
-        """Warns once of records that cannot be used; one that proved bad has all checked."""
-        if self._table.damage and not self._told:
-            self._told = True
-            self._table.settle()
-            logger.warning("autolora: in the timing cache %s, %s", self.path, self._table.damage)
+    def _warn(self) -> None:
+        """Warns once of invalid records; after a first one all are validated."""
+        if self._table.invalid_summary and not self._warned:
+            self._warned = True
+            self._table.check_all()
+            summary = self._table.invalid_summary
+            logger.warning("autolora: in the timing cache %s, %s", self.path, summary)

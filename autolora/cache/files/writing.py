@@ -1,4 +1,4 @@
-"""Tables and their files: read without fail, joined, or changed, so that nothing is lost."""
+"""Reading and updating the table of records in a cache file."""
 
 from __future__ import annotations
 
@@ -9,106 +9,52 @@ from pathlib import Path
 from autolora.cache.files.atomic_update import update_file
 from autolora.cache.files.disk import LIMIT, Unreadable, read
 from autolora.cache.records.document import NewerSchema, parse, render
-from autolora.cache.records.record import Record
-from autolora.cache.records.table import Key, Table
+from autolora.cache.records.table import Table
 from autolora.errors import AutoloraError
 
 
 def read_table(path: Path) -> tuple[Table, str]:
-    """The table of a file, and what makes the file as a whole corrupt, ``""`` if nothing does.
+    """The table of a file, and why the file as a whole is corrupt, ``""`` if it is not.
 
     Raises:
         Unreadable: it cannot be read.
         NewerSchema: a newer autolora wrote it.
     """
-    return _parsed(read(path))
+    return _parse(read(path))
 
 
-def join(place: Path, table: Table, without: Record | None = None) -> Table:
-    """Joins a checked table with that of a file, which is written anew; gives what was written.
+def update_table(path: Path, change: Callable[[Table], Table]) -> None:
+    """Replaces the table of a file by what ``change`` makes of it.
 
-    Args:
-        place: the file.
-        table: to be joined.
-        without: a record that is taken out of the file first.
+    ``change`` is called again if another program wrote the file meanwhile.
 
     Raises:
         AutoloraError: it cannot be read or written, or a newer autolora wrote it.
     """
-    joined = table
-
-    def change(present: Table) -> Table:
-        nonlocal joined
-        present.settle(known=table)
-        if without is not None:
-            present.drop(without)
-        joined = present.joined(table)
-        return joined
-
-    _update(place, change)
-    return joined
-
-
-def rewrite(place: Path, keep: Callable[[Record], bool]) -> tuple[int, int]:
-    """Takes the records out of a file that are not to be kept; how many stayed, and how many went.
-
-    A file that is not there is not made.
-
-    Raises:
-        AutoloraError: as :func:`join`.
-    """
-    if not os.path.lexists(place):
-        return 0, 0
-    kept: set[Key] = set()
-    gone: set[Key] = set()
-
-    def change(present: Table) -> Table:
-        present.settle()
-        kept.clear()
-        for key in list(present.lines):
-            record = present.record(key)
-            if record is not None and keep(record):
-                kept.add(key)
-            elif record is not None:
-                gone.add(key)
-                present.drop(record)
-        return present
-
-    _update(place, change)
-    return len(kept), len(gone - kept)
-
-
-def _update(place: Path, change: Callable[[Table], Table]) -> None:
-    """Puts a changed table in the place of the one that a file holds."""
 
     def changed(data: bytes | None) -> tuple[bytes, str]:
-        present, damage = _parsed(data)
-        new = render(change(present))
+        table, corrupt = _parse(data)
+        new = render(change(table))
         if len(new) > LIMIT:
             raise OSError(f"it would be larger than {LIMIT // 10**6} MB")
-        return new, damage or present.damage
+        return new, corrupt or table.invalid_summary
 
     try:
-        update_file(_target(place), changed)
+        try:  # a symbolic link is kept, and the locks of all names of a file agree
+            target = Path(os.path.realpath(path))
+        except ValueError as error:  # a path with a zero byte
+            raise OSError(str(error)) from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        update_file(target, changed)
     except (OSError, Unreadable, NewerSchema) as error:
         cause = getattr(error, "strerror", None) or error
         raise AutoloraError(
-            f"cannot write the timing cache {place}: {cause}; mend that, or name another file "
+            f"cannot write the timing cache {path}: {cause}; mend that, or name another file "
             "with AUTOLORA_CACHE, --cache or -o"
         ) from error
 
 
-def _target(place: Path) -> Path:
-    """The file itself: a symbolic link stays one, and the locks of all its names agree."""
-    try:
-        target = Path(os.path.realpath(place))
-    except ValueError as error:  # a path that holds a zero byte
-        raise OSError(str(error)) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def _parsed(data: bytes | None) -> tuple[Table, str]:
+def _parse(data: bytes | None) -> tuple[Table, str]:
     if data is None:
         return Table(), ""
     try:

@@ -1,4 +1,4 @@
-"""What a record answers: the candidate that serves an objective best."""
+"""The graph that a record gives for an objective."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def choose(
     valid: Valid = lambda name: True,
     tokens: int | None = None,
 ) -> Pick | None:
-    """The valid candidate that serves an objective best, None where there is none.
+    """The best valid candidate for an objective, None if there is none.
 
-    Where only time counts it is the winner, as long as that is valid.
+    For time without a limit it is the winner, if valid.
 
     Args:
         record: what was measured.
-        objective: what the graph is for.
-        valid: whether a name is that of a graph which computes the problem.
-        tokens: rows of X that it is asked for; those of the record unless given.
+        objective: what the graph is chosen for.
+        valid: whether a graph of that name computes the problem.
+        tokens: rows of X; by default those of the record.
     """
-    raced = not lacks(record, objective)
+    raced = not not_tuned_for(record, objective)
     options = [
         replace(
             option_of(candidate, record, candidate.median_ns, tokens),
@@ -43,14 +43,14 @@ def choose(
 def option_of(
     candidate: Candidate, record: Record, time: float, tokens: int | None = None
 ) -> Option:
-    """A candidate as an option; what it keeps grows with the tokens, and is rounded up."""
+    """A candidate as an option; its saved bytes are scaled to the tokens and rounded up."""
     measured = record.problem.tokens
     saved_bytes = -(-candidate.saved_bytes * (tokens or measured) // measured)
     reference = candidate.graph == record.reference
     return Option(candidate.graph, time, saved_bytes, candidate.verdict, reference)
 
 
-def lacks(record: Record, objective: Objective) -> str:
-    """What a record was not measured for though an objective needs it, in words, or ``""``."""
-    lacking = [kind for kind in objective.kinds if kind not in record.objectives]
-    return f"not tuned for {' and '.join(lacking)}" if lacking else ""
+def not_tuned_for(record: Record, objective: Objective) -> str:
+    """What a record was not tuned for though the objective needs it, in words, or ``""``."""
+    missing = [kind for kind in objective.kinds if kind not in record.objectives]
+    return f"not tuned for {' and '.join(missing)}" if missing else ""

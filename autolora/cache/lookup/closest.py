@@ -11,7 +11,7 @@ from typing import Any
 from autolora.cache.files.store import TimingCache
 from autolora.cache.records.record import Record
 from autolora.environment import Environment
-from autolora.problem import Problem
+from autolora.problem.base import BaseProblem
 
 SAME_MINOR = "same device and torch minor"
 OTHER_TORCH = "same device, another torch"
@@ -43,16 +43,16 @@ def apart(tokens: int, wanted: int) -> float:
 def differing(wanted: tuple[Any, ...], found: tuple[Any, ...]) -> tuple[str, ...]:
     """The names of the fields in which problems and environments differ, each once."""
     names = (
-        field.name
+        name
         for one, other in zip(wanted, found, strict=True)
-        for field in fields(one)
-        if getattr(one, field.name) != getattr(other, field.name)
+        for name in dict.fromkeys((*_names(one), *_names(other)))
+        if getattr(one, name, None) != getattr(other, name, None)
     )
     return tuple(dict.fromkeys(names))
 
 
 def closest(
-    layers: Iterable[TimingCache], problem: Problem, environment: Environment
+    layers: Iterable[TimingCache], problem: BaseProblem, environment: Environment
 ) -> tuple[Record, tuple[str, ...]] | None:
     """The record that differs in the fewest fields, and the names of these.
 
@@ -67,6 +67,11 @@ def closest(
     return None
 
 
+def _names(value: Any) -> list[str]:
+    kind = ["kind"] if isinstance(value, BaseProblem) else []
+    return kind + [field.name for field in fields(value)]
+
+
 def _minor(version: str) -> str:
     """``"2.13"`` of ``"2.13.0+cpu"``; a version of another form is its own."""
     match = _MINOR.match(version)
@@ -74,8 +79,8 @@ def _minor(version: str) -> str:
 
 
 def _distance(
-    wanted: tuple[Problem, Environment], found: tuple[Problem, Environment]
+    wanted: tuple[BaseProblem, Environment], found: tuple[BaseProblem, Environment]
 ) -> tuple[int, float]:
-    sizes = ("in_features", "out_features", "tokens", "rank")
-    ratios = (apart(getattr(found[0], s), getattr(wanted[0], s)) for s in sizes)
+    mine, theirs = wanted[0].sizes, found[0].sizes
+    ratios = (apart(theirs[name], mine[name]) for name in mine.keys() & theirs)
     return len(differing(wanted, found)), sum(map(math.log, ratios))

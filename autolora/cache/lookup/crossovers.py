@@ -1,8 +1,4 @@
-"""Crossovers: which graph rules at which token counts, between the least and the largest measured.
-
-Nothing is decided here: every range is what a :class:`~autolora.cache.lookup.lookup.Lookup` answers
-in it.
-"""
+"""Crossovers: the token counts where the answer of a lookup changes from one graph to another."""
 
 from __future__ import annotations
 
@@ -18,23 +14,23 @@ from autolora.cache.lookup.lookup import Answer, Lookup
 from autolora.cache.records.record import Record
 from autolora.environment import Environment
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 ValidAt = Callable[[int], Valid]
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Token counts for which one graph is the answer.
+    """A range of token counts with the same answer.
 
     Args:
-        first_tokens: the least of them.
-        last_tokens: the largest; all between belong to the range.
-        graph: the name of the graph, None where there is no answer.
-        measured: those of them that were measured.
-        first_speedup: time of the reference graph over that of the graph, at the least of them;
-            None where it is not known.
-        last_speedup: the same at the largest.
+        first_tokens: the least token count.
+        last_tokens: the largest one.
+        graph: the name of the graph, None for a miss.
+        measured: the token counts that were measured.
+        first_speedup: time of the reference graph over that of the graph at ``first_tokens``, None
+            if unknown.
+        last_speedup: the same at ``last_tokens``.
     """
 
     first_tokens: int
@@ -47,23 +43,23 @@ class Range:
 
 def crossovers(
     timings: TimingCache,
-    problem: Problem,
+    problem: BaseProblem,
     environment: Environment,
     objective: Objective = TIME,
     valid_at: ValidAt = lambda tokens: lambda name: True,
 ) -> list[Range]:
-    """The ranges that a problem's graphs rule, ascending, without gaps.
+    """The ranges of token counts with the same graph, ascending.
 
-    They begin at the least token count that was measured and end at the largest; without any there
-    are none. What lies next to each other is ruled by different graphs.
+    They cover all counts from the least measured one to the largest; adjacent ranges have different
+    graphs.
 
     Args:
-        timings: what was measured.
-        problem: which one, at whatever token count.
-        environment: on which machine, with which libraries.
-        objective: what the graphs are for.
-        valid_at: for a token count, whether a name is that of a graph which computes the problem.
-            For each name that may change once as the tokens grow, not back again.
+        timings: the records.
+        problem: at any token count.
+        environment: the machine and its libraries.
+        objective: what the graphs are chosen for.
+        valid_at: for a token count, whether a graph of that name computes the problem. For each
+            name this may change once as the tokens grow, and not back again.
     """
     records = timings.same_but_tokens(problem, environment)
     if not records:
@@ -91,26 +87,20 @@ def crossovers(
     pieces = [(answer(first).graph, first, after - 1) for first, after in pairwise(edges)]
     ranges = []
     for graph, group in groupby(pieces, key=itemgetter(0)):
-        joined = list(group)
-        first, last = joined[0][1], joined[-1][2]
+        (_, first, last), *rest = group
+        last = rest[-1][2] if rest else last
+        measured = tuple(count for count in counts if first <= count <= last)
         ranges.append(
-            Range(
-                first,
-                last,
-                graph,
-                tuple(count for count in counts if first <= count <= last),
-                answer(first).speedup,
-                answer(last).speedup,
-            )
+            Range(first, last, graph, measured, answer(first).speedup, answer(last).speedup)
         )
     return ranges
 
 
 def _changes(first: int, last: int, state: Callable[[int], object]) -> Iterator[int]:
-    """The numbers after the first, up to the last, whose state is not that of the one before.
+    """The numbers in ``(first, last]`` whose state differs from that of the number before.
 
-    Where the state is equal at two numbers it is so between them: the options are the same there,
-    and of some straight lines each is the lowest in one stretch.
+    By bisection: if the state is equal at two numbers, so it is between them, since the options are
+    the same there, and of several straight lines each is the lowest in a single interval.
     """
     if state(first) == state(last):
         return
@@ -123,7 +113,7 @@ def _changes(first: int, last: int, state: Callable[[int], object]) -> Iterator[
 
 
 def _admitted(record: Record, objective: Objective, tokens: int) -> list[bool]:
-    """Which of a record's candidates are within the limit at another token count."""
+    """Which candidates of a record are within the limit at another token count."""
     return [
         objective.admits(option_of(candidate, record, 0, tokens).saved_bytes)
         for candidate in record.candidates

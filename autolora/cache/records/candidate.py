@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from autolora.cache.records.checks import flag, members, real, text, whole
 
-OUTPUTS = ("Y", "dX", "dA", "dB", "dc", "dM")
+OUTPUTS = ("Y", "dX", "dA", "dB", "dc", "dM")  # of a single layer, in this order
+
+_GRADIENT = re.compile(r"d[A-Za-z]\w{0,30}", re.ASCII)
 
 Figures = tuple[float | None, float | None]
 
@@ -28,7 +31,8 @@ class Verdict:
 
     Args:
         ok: whether the graph may be used.
-        errors: relative error against float64, per output of :data:`OUTPUTS` that was computed.
+        errors: relative error against float64 of each output that was computed: Y, and dX for the
+            gradient of X, likewise the others.
         gain: adapter gain ⟨Y − Y₀, ΔY⟩/‖ΔY‖²; 1 means that the adapter's effect is kept whole.
         reason: why the graph was rejected, ``""`` if it was not.
 
@@ -43,12 +47,11 @@ class Verdict:
 
     def __post_init__(self) -> None:
         flag("verdict.ok", self.ok)
-        if not isinstance(self.errors, Mapping) or not set(self.errors) <= set(OUTPUTS):
-            raise ValueError(f"verdict.errors must be an object of {', '.join(OUTPUTS)}")
+        if not isinstance(self.errors, Mapping) or not all(map(_is_output, self.errors)):
+            raise ValueError("verdict.errors must be an object of Y, dX and the other gradients")
         errors = {
             output: _figures("verdict.errors", self.errors[output])
-            for output in OUTPUTS
-            if output in self.errors
+            for output in sorted(self.errors, key=_place)
         }
         object.__setattr__(self, "errors", errors)
         object.__setattr__(self, "gain", _figures("verdict.gain", self.gain, signed=True))
@@ -118,6 +121,16 @@ class Candidate:
         """The fields in the order of the file."""
         verdict = self.verdict and self.verdict.to_json()
         return {**{name: getattr(self, name) for name in _CANDIDATE}, "verdict": verdict}
+
+
+def _is_output(name: object) -> bool:
+    return name == "Y" or (isinstance(name, str) and _GRADIENT.fullmatch(name) is not None)
+
+
+def _place(output: str) -> tuple[int, str]:
+    """Those of a single layer first, then the others by name."""
+    known = OUTPUTS.index(output) if output in OUTPUTS else len(OUTPUTS)
+    return known, output
 
 
 def _figures(name: str, value: object, *, signed: bool = False) -> Figures:

@@ -53,7 +53,7 @@ def parse(data: bytes) -> Table:
 
 def render(table: Table) -> bytes:
     """The file of a table: sorted, and the same bytes for the same records."""
-    table.settle()
+    table.check_all()
     keys = sorted(table.lines)
     environments = sorted({key.environment for key in keys})
     parts = (
@@ -141,7 +141,7 @@ def _from_json(text: str) -> Table:
     for record in JsonReader(text, places["records"]).items():
         with _counting_invalid(table):
             table.add(Record.from_json(record, table.environments))
-        table.forget()  # here, where the text is there as well, they would be too much
+        table.free_records()  # here, where the text is there as well, they would be too much
     return table
 
 

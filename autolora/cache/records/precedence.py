@@ -25,7 +25,7 @@ class Precedence(NamedTuple):
     The order is that of :func:`~autolora.cache.records.record.better`.
 
     Args:
-        effort: its place in :data:`~autolora.cache.records.record.EFFORTS`.
+        effort: its place in :data:`EFFORTS`.
         objectives: how many.
         rounds: of the winner.
         steadiness: minus the winner's relative spread.

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from autolora.cache.records.candidate import Candidate, Verdict
+from autolora.cache.records.candidate import Candidate
 from autolora.cache.records.checks import dumps, members, real, text, whole
 from autolora.cache.records.precedence import EFFORTS, Precedence
 from autolora.environment import Environment
 from autolora.objective import KINDS
-from autolora.problem import Problem
-
-__all__ = ["EFFORTS", "Candidate", "Record", "Scalar", "Verdict", "better"]
+from autolora.problem.base import BaseProblem
+from autolora.problem.kinds import problem_from_json
 
 Scalar = str | int | float | bool | None
 
@@ -68,7 +67,7 @@ class Record:
         ValueError: a field has a value that is not allowed.
     """
 
-    problem: Problem
+    problem: BaseProblem
     environment: Environment
     effort: str
     objectives: tuple[str, ...]
@@ -83,8 +82,8 @@ class Record:
     autolora: str
 
     def __post_init__(self) -> None:
-        for name in ("in_features", "out_features", "tokens", "rank"):
-            whole(f"problem.{name}", getattr(self.problem, name), least=1)
+        for name, size in self.problem.sizes.items():
+            whole(f"problem.{name}", size, least=1)
         if self.environment.device != self.problem.device:
             raise ValueError("problem.device and environment.device must be the same")
         if self.effort not in EFFORTS:
@@ -203,7 +202,7 @@ class Record:
             raise ValueError("environment must be the id of one in the same file")
         if not isinstance(fields["candidates"], list):
             raise ValueError("candidates must be a list")
-        made = Problem.from_json(problem)
+        made = problem_from_json(problem)
         if made.to_json() != problem:  # "" for a dtype, or gradients in another order
             raise ValueError("problem must be written in full and in order")
         return cls(

@@ -9,83 +9,102 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from functools import lru_cache
 from typing import NamedTuple
 
 from autolora.cache.records.checks import LONGEST, dumps, loads
 from autolora.cache.records.record import Record, better
 from autolora.environment import Environment
-from autolora.problem import Problem
+from autolora.problem.base import DEFAULT_KIND, BaseProblem, field_names, size_names
+from autolora.problem.kinds import KINDS, problem_from_json
 
-Family = tuple[int, int, int, str]
+Family = tuple[tuple[int, ...], str]
 
-_SIZES = ("in_features", "out_features", "tokens", "rank")
-_REST = tuple(field.name for field in fields(Problem) if field.name not in _SIZES)
 _VALUE = r'(?:"\w*"|true|false|\[[\w",]*\])'
-_HEAD = re.compile(
-    r'\{"problem":\{'
-    + ",".join(rf'"{name}":([1-9]\d{{0,15}})' for name in _SIZES)
-    + "(,"
-    + ",".join(rf'"{name}":{_VALUE}' for name in _REST)
-    + r'\}),"environment":"([0-9a-f]{12})",',
-    re.ASCII,
-)
 
 
 class Key(NamedTuple):
     """What a record answers; sorts as records stand in a file: by size, tokens last.
 
     Args:
-        in_features: of the problem, as are the next two and the tokens.
-        out_features: see there.
-        rank: see there.
+        sizes: of the problem, but for the tokens.
         rest: the problem's other fields, as they are written in a record's line.
-        tokens: see there.
+        tokens: of the problem.
         environment: its id.
     """
 
-    in_features: int
-    out_features: int
-    rank: int
+    sizes: tuple[int, ...]
     rest: str
     tokens: int
     environment: str
 
     @classmethod
-    def of(cls, problem: Problem, environment: Environment) -> Key:
+    def of(cls, problem: BaseProblem, environment: Environment) -> Key:
         """The key of a problem in an environment."""
         return cls(*family_of(problem), problem.tokens, environment.id)
 
     @classmethod
     def of_line(cls, line: str) -> Key | None:
         """The key of a line that is written as :attr:`Record.line` writes; else None."""
-        match = _HEAD.match(line)
+        named = _KIND.match(line)
+        kind = KINDS.get(named[1] if named else DEFAULT_KIND)
+        match = None if kind is None else _head(kind).match(line)
         if match is None or not line.endswith("}"):
             return None
-        in_features, out_features, tokens, rank = map(int, match.groups()[:4])
-        return cls(in_features, out_features, rank, match[5], tokens, match[6])
+        before, tokens, after, rest, environment = match.groups()
+        sizes = tuple(map(int, _NUMBER.findall(before + after)))
+        prefix = f',"kind":"{named[1]}"' if named else ""
+        return cls(sizes, prefix + rest, int(tokens), environment)
 
     @property
     def family(self) -> Family:
         """The key without tokens and environment."""
-        return self[:4]
+        return self[:2]
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> BaseProblem:
         """The problem.
 
         Raises:
             ValueError: the line that the key is of holds none.
         """
-        sizes = (self.in_features, self.out_features, self.tokens, self.rank)
         rest = json.loads(f"{{{self.rest[1:]}")
-        return Problem.from_json({**dict(zip(_SIZES, sizes, strict=True)), **rest})
+        kind = KINDS[rest.get("kind", DEFAULT_KIND)]
+        names = [name for name in size_names(kind) if name != "tokens"]
+        sizes = dict(zip(names, self.sizes, strict=True))
+        return problem_from_json({**sizes, "tokens": self.tokens, **rest})
 
 
-def family_of(problem: Problem) -> Family:
+def family_of(problem: BaseProblem) -> Family:
     """What problems have in common that differ in tokens only: the first fields of their keys."""
-    rest = {name: value for name, value in problem.to_json().items() if name not in _SIZES}
-    return problem.in_features, problem.out_features, problem.rank, f",{dumps(rest)[1:]}"
+    sizes = problem.sizes
+    rest = {name: value for name, value in problem.to_json().items() if name not in sizes}
+    del sizes["tokens"]
+    return tuple(sizes.values()), f",{dumps(rest)[1:]}"
+
+
+_KIND = re.compile(r'\{"problem":\{"kind":"(\w+)",', re.ASCII)
+_NUMBER = re.compile(r":(\d+)", re.ASCII)
+
+
+@lru_cache(maxsize=64)
+def _head(kind: type[BaseProblem]) -> re.Pattern[str]:
+    """How the line of a record begins: sizes, the tokens among them, other fields, environment."""
+    sizes = size_names(kind)
+    place = sizes.index("tokens")
+    before = "".join(f"{_size(name)}," for name in sizes[:place])
+    after = "".join(f",{_size(name)}" for name in sizes[place + 1 :])
+    rest = ",".join(rf'"{name}":{_VALUE}' for name in field_names(kind) if name not in sizes)
+    named = "" if kind.kind == DEFAULT_KIND else rf'"kind":"{kind.kind}",'
+    return re.compile(
+        rf'\{{"problem":\{{{named}({before})"tokens":([1-9]\d{{0,15}})({after})(,{rest}\}})'
+        r',"environment":"([0-9a-f]{12})",',
+        re.ASCII,
+    )
+
+
+def _size(name: str) -> str:
+    return rf'"{name}":[1-9]\d{{0,15}}'
 
 
 class Table:
@@ -110,7 +129,7 @@ class Table:
         self._families: dict[Family, dict[str, list[int]]] | None = None
 
     @property
-    def damage(self) -> str:
+    def invalid_summary(self) -> str:
         """What is wrong with some of the entries in words, ``""`` if nothing is known to be."""
         if not self.invalid:
             return ""
@@ -132,7 +151,7 @@ class Table:
             return None
         return record
 
-    def settle(self, known: Table | None = None) -> None:
+    def check_all(self, known: Table | None = None) -> None:
         """Checks every line that has not been, except those that ``known`` has already checked."""
         for key, line in list(self.lines.items()):
             if known is not None and key in known._records and known.lines[key] == line:
@@ -147,18 +166,18 @@ class Table:
         self._keep(key, record if known is None else better(record, known))
         self._families = None
 
-    def forget(self) -> None:
+    def free_records(self) -> None:
         """Keeps of the records that have been checked only the lines, which take less memory."""
         self._records.clear()
 
-    def drop(self, record: Record) -> None:
+    def remove(self, record: Record) -> None:
         """Takes a record out, if what stands in its place is that one to the letter."""
         key = Key.of(record.problem, record.environment)
         if (known := self.record(key)) is not None and known.line == record.line:
             del self.lines[key], self._records[key]
             self._families = None
 
-    def part(self, keys: Iterable[Key]) -> Table:
+    def subset(self, keys: Iterable[Key]) -> Table:
         """Some of the records."""
         found = [key for key in keys if key in self.lines]
         result = Table(self.environments, {key: self.lines[key] for key in found})

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
+from autolora.cache.records.candidate import Candidate
 from autolora.cache.records.document import NewerSchema, parse, render
-from autolora.cache.records.record import Candidate, Record
+from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key, Table
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 # FLOP/s that no device reaches, for each of its units: a CPU's thread with matrix instructions
 # makes some 6e12 of the narrowest dtype that there is here, the multiprocessor of a GPU some 2e13.
@@ -35,10 +36,10 @@ Severity = Literal["error", "note"]
 class Known(Protocol):
     """What is asked of a graph."""
 
-    def flops(self, problem: Problem) -> int:
+    def flops(self, problem: BaseProblem) -> int:
         """Multiplications and additions of all products, forward and backward."""
 
-    def saved_bytes(self, problem: Problem) -> int:
+    def saved_bytes(self, problem: BaseProblem) -> int:
         """Bytes kept from forward to backward beside the parameters."""
 
 
@@ -51,8 +52,8 @@ class Graphs:
         reference: the name of the graph that PEFT runs.
     """
 
-    find: Callable[[str, Problem], Known | None]
-    reference: Callable[[Problem], str]
+    find: Callable[[str, BaseProblem], Known | None]
+    reference: Callable[[BaseProblem], str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,30 @@
-"""A problem: all that decides which graphs are valid and how long they take, but the machine.
-
-This room holds one frozen, hashable value and its JSON form. It knows nothing of torch.
-"""
+"""The problem of a single LoRA layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-DEVICES = ("cpu", "cuda")
+from autolora.problem.base import (
+    DEFAULT_KIND,
+    DEVICES,
+    DTYPES,
+    BaseProblem,
+    require,
+    require_sizes,
+)
+
 LAYOUTS = ("linear", "conv1d", "nf4", "int8")
 QUANTISED = ("nf4", "int8")
 VARIANTS = ("lora", "dora")
 GRADIENTS = ("X", "A", "B", "c", "M")
 PLAIN_GRADIENTS = ("X", "A", "B")
 
+_VARIANT_NAMES = {"lora": "LoRA", "dora": "DoRA"}
+
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(BaseProblem):
     """One LoRA layer at one size: ``Y = X Wᵀ + b + s·((D Aᵀ) Bᵀ + c)`` with a frozen ``W``.
 
     D is X, or ``dropout(X)``. With the variant DoRA (arXiv 2402.09353) it is ``Y = b + g·(X Wᵀ +
@@ -51,6 +56,8 @@ class Problem:
         ValueError: a field has a value that is not allowed; the message says which are.
     """
 
+    kind: ClassVar[str] = DEFAULT_KIND
+
     in_features: int
     out_features: int
     tokens: int
@@ -71,10 +78,7 @@ class Problem:
             object.__setattr__(self, "adapter_dtype", self.dtype)
         if not self.compute_dtype:
             object.__setattr__(self, "compute_dtype", self.adapter_dtype)
-        for name in ("in_features", "out_features", "tokens", "rank"):
-            size = getattr(self, name)
-            if type(size) is not int or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+        require_sizes(self)
         for name, allowed in (
             ("dtype", DTYPES),
             ("adapter_dtype", DTYPES),
@@ -83,10 +87,7 @@ class Problem:
             ("layout", LAYOUTS),
             ("variant", VARIANTS),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
-                )
+            require(name, getattr(self, name), allowed)
         for name in ("bias", "dropout", "adapter_bias"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
@@ -102,43 +103,39 @@ class Problem:
             if gradient in needed and not there:
                 raise ValueError(f"gradients name {gradient}, which this problem does not have")
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Problem:
-        """Reads what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing, unknown or has a value that is not allowed.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(value) - known):
-            raise ValueError(
-                f"unknown problem field {unknown[0]!r}; known: {', '.join(sorted(known))}"
-            )
-        if missing := sorted(known - set(value)):
-            raise ValueError(f"problem field {missing[0]!r} is missing")
-        gradients = value["gradients"]
-        if not isinstance(gradients, list) or not all(isinstance(g, str) for g in gradients):
-            raise ValueError(f"gradients must be a list of names, not {gradients!r}")
-        return cls(**{**value, "gradients": tuple(gradients)})
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields in their declared order, gradients as a list."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**plain, "gradients": list(self.gradients)}
-
-    def at(self, tokens: int) -> Problem:
-        """The same problem at another token count."""
-        return replace(self, tokens=tokens)
-
     def __str__(self) -> str:
         return (
             f"{self.in_features}→{self.out_features} tokens {self.tokens} rank {self.rank} "
-            f"{self.kind} {self.device} {''.join(self.gradients) or 'forward'}"
+            f"{self.traits} {self.device} {''.join(self.gradients) or 'forward'}"
         )
 
     @property
-    def kind(self) -> str:
-        """The dtypes and what is special, in a few words: ``bfloat16/float32, dropout``."""
+    def layer_sizes(self) -> frozenset[tuple[int, int]]:
+        """Its own."""
+        return frozenset({(self.in_features, self.out_features)})
+
+    @property
+    def shape_text(self) -> str:
+        """In and out features, and whether there is a bias: ``512 → 768 +b``."""
+        return f"{self.in_features} → {self.out_features}" + (" +b" if self.bias else "")
+
+    @property
+    def section_text(self) -> str:
+        """Variant, rank, dtypes and what is special."""
+        title = f"{_VARIANT_NAMES[self.variant]} rank {self.rank}, {self.dtype}"
+        if self.layout != "linear":
+            title += f" {self.layout}"
+        if self.adapter_dtype != self.dtype:
+            title += f", adapters {self.adapter_dtype}"
+        if self.compute_dtype != self.adapter_dtype:
+            title += f" computed in {self.compute_dtype}"
+        if self.adapter_bias:
+            title += ", lora_B bias"
+        return title + (", dropout" if self.dropout else "")
+
+    @property
+    def traits(self) -> str:
+        """The dtypes and what is special: ``bfloat16/float32, dropout``."""
         dtypes = "/".join(dict.fromkeys((self.dtype, self.adapter_dtype, self.compute_dtype)))
         special = (
             self.layout if self.layout != "linear" else "",
@@ -147,3 +144,28 @@ class Problem:
             "lora_B bias" if self.adapter_bias else "",
         )
         return ", ".join((dtypes, *filter(None, special)))
+
+    @property
+    def family_text(self) -> str:
+        """Sizes, rank and traits."""
+        return f"{self.in_features}→{self.out_features} rank {self.rank} {self.traits}"
+
+    @property
+    def title(self) -> str:
+        """All of it in one line."""
+        return f"{self.call_text}, rank {self.rank}, {self.traits}"
+
+    @property
+    def gradient_text(self) -> str:
+        """X, A and B each in its place, then what else there is."""
+        shown = [name if name in self.gradients else " " for name in PLAIN_GRADIENTS]
+        shown += [name for name in self.gradients if name not in PLAIN_GRADIENTS]
+        return " ".join(shown).rstrip() if self.gradients else "none"
+
+    @property
+    def tune_options(self) -> str:
+        """Rank, dtype, and the kind of adapters."""
+        options = f"--rank {self.rank} --dtype {self.dtype}"
+        adapters = " --dropout 0.1" * self.dropout + " --lora-bias" * self.adapter_bias
+        adapters += " --dora" * (self.variant == "dora")
+        return options + adapters + f" --quantised {self.layout}" * (self.layout in QUANTISED)

@@ -1,0 +1,27 @@
+"""Problems: all that decides which graphs are valid and how long they take, except the machine.
+
+``base`` is the interface of every kind of problem, and all that cache, lookup, tuner, cluster and
+command line know of one. ``kinds`` lists the kinds; ``layer`` is the kind of a single LoRA layer.
+"""
+
+from autolora.problem.base import DEVICES, DTYPES, BaseProblem
+from autolora.problem.layer import (
+    GRADIENTS,
+    LAYOUTS,
+    PLAIN_GRADIENTS,
+    QUANTISED,
+    VARIANTS,
+    Problem,
+)
+
+__all__ = [
+    "DEVICES",
+    "DTYPES",
+    "GRADIENTS",
+    "LAYOUTS",
+    "PLAIN_GRADIENTS",
+    "QUANTISED",
+    "VARIANTS",
+    "BaseProblem",
+    "Problem",
+]

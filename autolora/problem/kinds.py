@@ -1,0 +1,24 @@
+"""The kinds of problem there are, and reading one of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autolora.problem.base import DEFAULT_KIND, BaseProblem
+from autolora.problem.layer import Problem
+
+KINDS: dict[str, type[BaseProblem]] = {Problem.kind: Problem}
+
+
+def problem_from_json(value: Mapping[str, Any]) -> BaseProblem:
+    """Reads what :meth:`BaseProblem.to_json` wrote.
+
+    Raises:
+        ValueError: an unknown kind, or a field is missing, unknown or has a value that is not
+            allowed.
+    """
+    kind = value.get("kind", DEFAULT_KIND)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"unknown kind of problem {str(kind)[:40]!r}; known: {', '.join(KINDS)}")
+    return KINDS[kind].from_json(value)

@@ -1,0 +1,59 @@
+"""How problems of each kind are measured, behind one interface."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from autolora.cache.records.candidate import Verdict
+from autolora.objective import Objective
+from autolora.problem import BaseProblem, Problem
+from autolora.timing.accuracy import verdict
+from autolora.timing.clock import Measure, Run
+from autolora.timing.data import Data
+from autolora.timing.screen import Prediction, predict
+
+
+class Trial(Protocol):
+    """Random tensors of one problem on a device, on which its graphs run."""
+
+    def step(self, graph: Any) -> Run:
+        """Forward and backward along a graph; forward alone where no gradient is needed."""
+
+    def floor(self) -> Run:
+        """The same layers without adapters."""
+
+    def clear(self) -> None:
+        """Drops the gradients of the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """How problems of one kind are measured.
+
+    Args:
+        trial: draws the tensors of a problem: ``(problem, device, seed)``.
+        predict: the graphs worth racing with predicted times, fastest first: ``(problem, trial,
+            objectives, measure, rng)``.
+        verdict: whether a graph is as accurate as the reference: ``(graph, problem, device)``.
+    """
+
+    trial: Callable[[Any, torch.device, int], Trial]
+    predict: Callable[[Any, Any, Sequence[Objective], Measure, random.Random], Sequence[Prediction]]
+    verdict: Callable[[Any, Any, torch.device], Verdict]
+
+
+WORKBENCHES: dict[str, Workbench] = {
+    Problem.kind: Workbench(
+        lambda problem, device, seed: Data.random(problem, device, seed=seed), predict, verdict
+    )
+}
+
+
+def workbench_of(problem: BaseProblem) -> Workbench:
+    """The workbench of a problem's kind."""
+    return WORKBENCHES[problem.kind]
