@@ -14,3 +14,9 @@ class MissError(AutoloraError):
     The message names the problem, the closest record with the fields that differ, the files that
     were asked, and the command that would measure it.
     """
+
+
+def one_line(message: object, most: int = 200) -> str:
+    """A message on one line, at most so many characters, without terminal escapes."""
+    words = " ".join(str(message).split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:most]

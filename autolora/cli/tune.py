@@ -63,10 +63,10 @@ def run(options: Namespace) -> int:
             try:
                 return _tune(options, cluster)
             except AutoloraError as error:
-                if cluster.rank == 0 or not cluster.has_said(str(error)):
+                if cluster.rank == 0 or not cluster.is_reported(str(error)):
                     say_error(str(error))
                 cluster.end(FAILED, str(error))
-                cluster.see_off()
+                cluster.wait_for_report()
                 return MENDABLE
             except KeyboardInterrupt:
                 if cluster.rank == 0:

@@ -1,7 +1,7 @@
-"""The line from a rank to the store that all ranks of a run share.
+"""A rank's connection to the store that all ranks of a run share.
 
-One thread talks to the store and says every few seconds that the rank is alive, so that the others
-know it while the rank measures, and so that a store that does not answer stops nobody for good.
+One thread talks to the store and sends a heartbeat every few seconds, so that the others know that
+the rank is alive while it measures, and so that a store that does not answer blocks no rank.
 """
 
 from __future__ import annotations
@@ -15,45 +15,53 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from autolora.cluster import liveness
+from autolora.errors import one_line
 
 logger = logging.getLogger("autolora")
 
 T = TypeVar("T")
 
 _SILENT = "the store does not answer"
-_Asked = tuple[Callable[[], Any], Future[Any]]
+_Request = tuple[Callable[[], Any], Future[Any]]
 
 
 class StoreConnection:
-    """Asks the store; until :meth:`start` without a thread."""
+    """Runs operations on the store; in the caller's thread until :meth:`start`."""
 
     def __init__(self) -> None:
-        self.cut_off = ""  # why the store is not to be had any more
-        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
-        self._since: float | None = None  # when the operation began that the thread is at
+        self.lost = ""  # why the store cannot be reached any more
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._since: float | None = None  # when the thread's current operation began
         self._thread: threading.Thread | None = None
 
-    def start(self, beat: Callable[[], None]) -> None:
-        """From now on a thread asks, and calls ``beat`` whenever nothing was asked for a while."""
-        self._thread = threading.Thread(target=self._work, args=(beat,), daemon=True)
+    def start(self, heartbeat: Callable[[], None]) -> None:
+        """Starts the thread, which calls ``heartbeat`` when nothing was asked for a while."""
+        self._thread = threading.Thread(target=self._work, args=(heartbeat,), daemon=True)
         self._thread.start()
 
     def ask(self, operation: Callable[[], T]) -> T | None:
-        """What an operation on the store gives; None, now and ever after, once it is lost."""
-        if self.cut_off:
+        """The result of an operation on the store; None from when the store is lost."""
+        if self.lost:
             return None
         try:
-            return operation() if self._thread is None else self._answer(operation)
-        except RuntimeError as error:  # of which torch's own errors of the network are kinds
-            self._cut(str(error).partition("\n")[0])
+            if self._thread is None:
+                return operation()
+            future: Future[T] = Future()
+            self._queue.put((operation, future))
+            try:
+                return future.result(timeout=liveness.SILENT_SECONDS)
+            except TimeoutError:
+                raise RuntimeError(_SILENT) from None
+        except RuntimeError as error:  # the base class of torch's network errors
+            self._lose(error)
             return None
 
     def answers(self) -> bool:
         """Whether the store still answers, as far as can be seen without asking."""
         since = self._since
         if since is not None and time.monotonic() - since > liveness.SILENT_SECONDS:
-            self._cut(_SILENT)
-        return not self.cut_off
+            self._lose(_SILENT)
+        return not self.lost
 
     def close(self) -> None:
         """Ends the thread, unless it waits for an answer that does not come."""
@@ -61,33 +69,25 @@ class StoreConnection:
             self._queue.put(None)
             self._thread.join(timeout=1.0)
 
-    def _answer(self, operation: Callable[[], T]) -> T:
-        future: Future[T] = Future()
-        self._queue.put((operation, future))
-        try:
-            return future.result(timeout=liveness.SILENT_SECONDS)
-        except TimeoutError:
-            raise RuntimeError(_SILENT) from None
+    def _lose(self, reason: object) -> None:
+        if not self.lost:
+            self.lost = one_line(str(reason).partition("\n")[0]) or "no reason"
+            logger.warning("autolora: the other ranks cannot be reached any more: %s", self.lost)
 
-    def _cut(self, reason: str) -> None:
-        if not self.cut_off:
-            self.cut_off = liveness.one_line(reason)[:200] or "no reason"
-            logger.warning("autolora: the other ranks cannot be reached any more: %s", self.cut_off)
-
-    def _work(self, beat: Callable[[], None]) -> None:
-        while not self.cut_off:
+    def _work(self, heartbeat: Callable[[], None]) -> None:
+        while not self.lost:
             try:
-                asked = self._queue.get(timeout=liveness.BEAT_SECONDS)
+                request = self._queue.get(timeout=liveness.HEARTBEAT_SECONDS)
             except Empty:
-                asked = beat, Future()
-            if asked is None:
+                request = heartbeat, Future()
+            if request is None:
                 return
-            operation, future = asked
+            operation, future = request
             self._since = time.monotonic()
             try:
                 future.set_result(operation())
             except BaseException as error:
                 future.set_exception(error)
-                if operation == beat and isinstance(error, RuntimeError):
-                    self._cut(str(error).partition("\n")[0])
+                if operation == heartbeat and isinstance(error, RuntimeError):
+                    self._lose(error)
             self._since = None

@@ -1,113 +1,110 @@
-"""What a rank of a run says of itself, and what another makes of it: alive, dead or stuck.
+"""The state that a rank publishes, and what other ranks conclude from it: alive, dead or stuck.
 
-Only what is said and the observer's own clock count: clocks of two hosts are never compared.
-This room knows nothing of torch, nor of how the words get from rank to rank.
+Only published states and the observer's own clock count: clocks of two hosts are never compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from autolora.cache.records.checks import dumps, flag, loads, members, real, text, whole
 from autolora.environment import Environment
 
-BEAT_SECONDS = 3.0  # between two words of a rank that has nothing new to say
-SILENT_SECONDS = 20.0  # without a word, and a rank counts as dead
-STUCK_SECONDS = 600.0  # with one and the same thing in hand, and it counts as stuck
-STUCK_TIMES = 30.0  # the time that a problem is expected to take, where that is more
-ABSENT_SECONDS = 300.0  # for a rank that has not said anything yet
+HEARTBEAT_SECONDS = 3.0  # between two states of a rank without news
+SILENT_SECONDS = 20.0  # without a new state, after which a rank counts as dead
+STUCK_SECONDS = 600.0  # without progress, after which a rank counts as stuck
+STUCK_TIMES = 30.0  # the expected time of a problem, where that is more
+ABSENT_SECONDS = 300.0  # for the first state of a rank
 
 STARTING, WORKING, BETWEEN = "starting", "working", "between"
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 PHASES = (STARTING, WORKING, BETWEEN, FINISHED, FAILED, INTERRUPTED)
-ENDED = (FINISHED, FAILED, INTERRUPTED)  # nothing more is to be expected of it
+ENDED = (FINISHED, FAILED, INTERRUPTED)
 
 DEAD, STUCK = "dead", "stuck"
 
-_LONGEST = 2000  # characters of an error
+ERROR_LENGTH = 2000  # characters
+
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {  # by the type of a field of RankState
+    "str": partial(text, least=0, most=ERROR_LENGTH),
+    "bool": flag,
+    "int": whole,
+    "float": real,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class RankState:
-    """What a rank says of itself.
+    """The state of a rank.
 
     Args:
         host: that it runs on.
         device: that it measures on, ``""`` until that is known.
-        lane: the device, so named that ranks of one host which share it name it alike.
+        device_key: the same for all ranks of a host that share the device.
         environment: of the device.
-        phase: of :data:`PHASES`. ``"between"``: the problems of the model are done, and token
+        phase: one of :data:`PHASES`. ``"between"``: the problems of the model are done, and token
             counts between them may be added.
-        hand: how many problems it has begun.
-        busy: whether one of them is in hand.
-        waiting: for its turn or for other ranks, and so not stuck.
-        patience: seconds that what is in hand may take before the rank counts as stuck.
-        sent: letters, see :class:`~autolora.cluster.ranks.Cluster`.
-        taken: of rank 0: how many letters of each rank are in the file.
+        started: number of problems that it has started to measure.
+        busy: whether it is measuring one of them.
+        waiting: for its turn on the device or for other ranks, and so not stuck.
+        patience: seconds without progress that are allowed before it counts as stuck.
+        sent: number of messages, see :class:`~autolora.cluster.messages.Mailbox`.
+        saved: of rank 0: how many messages of each rank are in the file.
         error: why it failed.
-        gone: whether it has nothing more to say, and may be silent.
-        beat: grows with every word.
+        exited: whether this is its last state.
+        heartbeat: grows with every state.
     """
 
     host: str = ""
     device: str = ""
-    lane: str = ""
+    device_key: str = ""
     environment: Environment | None = None
     phase: str = STARTING
-    hand: int = 0
+    started: int = 0
     busy: bool = False
     waiting: bool = False
     patience: float = 0.0
     sent: int = 0
-    taken: tuple[int, ...] = ()
+    saved: tuple[int, ...] = ()
     error: str = ""
-    gone: bool = False
-    beat: int = 0
+    exited: bool = False
+    heartbeat: int = 0
 
     @classmethod
-    def from_text(cls, said: str) -> RankState:
+    def from_text(cls, json_text: str) -> RankState:
         """Reads what :attr:`text` wrote.
 
         Raises:
-            ValueError: it is none; the message names the field.
+            ValueError: the text is no state; the message names the field.
         """
-        value = members("state", loads(said), tuple(field.name for field in fields(cls)))
+        value = members("state", loads(json_text), tuple(field.name for field in fields(cls)))
         if value["phase"] not in PHASES:
             raise ValueError(f"phase must be one of {', '.join(PHASES)}")
-        if not isinstance(value["taken"], list):
-            raise ValueError("taken must be a list")
+        if not isinstance(value["saved"], list):
+            raise ValueError("saved must be a list")
         environment = value["environment"]
         checked: dict[str, Any] = {
-            **{name: text(name, value[name], least=0) for name in ("host", "device", "lane")},
-            **{name: flag(name, value[name]) for name in ("busy", "waiting", "gone")},
-            **{name: whole(name, value[name]) for name in ("hand", "sent", "beat")},
+            field.name: _CHECKS[field.type](field.name, value[field.name])
+            for field in fields(cls)
+            if field.type in _CHECKS
         }
-        return cls(
-            **checked,
-            environment=None if environment is None else Environment.from_json(environment),
-            phase=value["phase"],
-            patience=real("patience", value["patience"]),
-            taken=tuple(whole("taken", number) for number in value["taken"]),
-            error=text("error", value["error"], least=0, most=_LONGEST),
-        )
+        checked["environment"] = None if environment is None else Environment.from_json(environment)
+        checked["saved"] = tuple(whole("saved", number) for number in value["saved"])
+        return cls(**checked)
 
     @property
     def text(self) -> str:
         """The state as one line of JSON."""
         environment = None if self.environment is None else self.environment.to_json()
-        return dumps({**asdict(self), "environment": environment, "taken": list(self.taken)})
+        return dumps({**asdict(self), "environment": environment, "saved": list(self.saved)})
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be expected of it."""
+        """Whether the rank will measure nothing more."""
         return self.phase in ENDED
-
-
-def one_line(message: str) -> str:
-    """A message fit for :attr:`State.error`."""
-    words = " ".join(message.split())
-    return "".join(c if c.isprintable() else "?" for c in words)[:_LONGEST]
 
 
 @dataclass(slots=True)
@@ -115,67 +112,46 @@ class Peer:
     """Another rank, as seen from this one.
 
     Args:
-        state: the last that it said, None before the first.
+        state: its last one.
+        heard: whether it has published any.
     """
 
-    state: RankState | None = None
-    _silent: float = 0.0  # seconds since its last word
-    _same: float = 0.0  # seconds since it last had something else in hand
+    state: RankState = RankState()
+    heard: bool = False
+    _silent: float = 0.0  # seconds since its last state
+    _unchanged: float = 0.0  # seconds since its last progress
 
-    def hear(self, state: RankState | None, seconds: float) -> None:
-        """Takes note of what the rank says now.
+    def update(self, state: RankState | None, seconds: float) -> None:
+        """Takes the state that the rank has published by now.
 
         Args:
-            state: None where it has never said anything.
-            seconds: since this was last called. An observer that was itself stopped meanwhile has
-                not listened, so no more than a few beats of it count.
+            state: None if it has published none.
+            seconds: since the last call. At most two heartbeats of these count, since an observer
+                that was itself stopped has not listened meanwhile.
         """
-        seconds = min(seconds, 2 * BEAT_SECONDS)
-        old, self.state = self.state, state
-        if old is None or state is None:
-            self._silent = 0.0 if state is not None else self._silent + seconds
-            self._same = 0.0
+        self._silent += min(seconds, 2 * HEARTBEAT_SECONDS)
+        self._unchanged += min(seconds, 2 * HEARTBEAT_SECONDS)
+        if state is None:
             return
-        self._silent = 0.0 if state.beat != old.beat else self._silent + seconds
-        moved = (state.hand, state.phase, state.busy) != (old.hand, old.phase, old.busy)
-        self._same = 0.0 if moved or state.waiting else self._same + seconds
+        old, first = self.state, not self.heard
+        self.state, self.heard = state, True
+        if first or state.heartbeat != old.heartbeat:
+            self._silent = 0.0
+        progress = (state.started, state.phase, state.busy) != (old.started, old.phase, old.busy)
+        if first or progress or state.waiting:
+            self._unchanged = 0.0
 
     @property
     def lost(self) -> str:
-        """``"dead"`` or ``"stuck"`` where it seems to be that, else ``""``.
-
-        One that comes back to life is not lost any more.
-        """
-        if self.state is None:
-            return DEAD if self._silent > ABSENT_SECONDS else ""
-        if self.state.gone:
+        """``"dead"`` or ``"stuck"`` as long as it seems to be that, else ``""``."""
+        if self.state.exited:
             return ""
-        if self._silent > SILENT_SECONDS:
+        if self._silent > (SILENT_SECONDS if self.heard else ABSENT_SECONDS):
             return DEAD
         limit = max(STUCK_SECONDS, self.state.patience)
-        return STUCK if not self.state.ended and self._same > limit else ""
-
-    @property
-    def phase(self) -> str:
-        """Of its last word, as the next three."""
-        return STARTING if self.state is None else self.state.phase
-
-    @property
-    def error(self) -> str:
-        """See there."""
-        return "" if self.state is None else self.state.error
-
-    @property
-    def busy(self) -> bool:
-        """See there."""
-        return self.state is not None and self.state.busy
-
-    @property
-    def gone(self) -> bool:
-        """See there."""
-        return self.state is not None and self.state.gone
+        return STUCK if self.heard and not self.state.ended and self._unchanged > limit else ""
 
     @property
     def done(self) -> bool:
         """Whether there is nothing to wait for: it has ended, or is lost."""
-        return bool(self.lost) or (self.state is not None and self.state.ended)
+        return self.state.ended or bool(self.lost)

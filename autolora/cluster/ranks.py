@@ -1,7 +1,7 @@
-"""The ranks of one run: what each is at, what it has claimed, and when all is done.
+"""The ranks of one run: their states, their claims on problems, and waiting for each other.
 
-All of it goes through the *store* of the process group, and never through a collective: one rank
-that has died or hangs would break a collective, or stop it, for all the others.
+All of it goes through the *store* of the process group, and never through a collective: a rank that
+died or hangs would make a collective fail or hang on all the others.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from autolora.cache.records.record import Record
 from autolora.cluster.connection import StoreConnection
 from autolora.cluster.liveness import (
     BETWEEN,
+    ERROR_LENGTH,
     FAILED,
     INTERRUPTED,
     STARTING,
     WORKING,
     Peer,
     RankState,
-    one_line,
 )
 from autolora.cluster.messages import Mailbox, Message
 from autolora.cluster.share import Share
 from autolora.environment import Environment
-from autolora.errors import AutoloraError
-from autolora.problem import Problem
-from autolora.timing.device import is_waiting, lane_of, pass_over
+from autolora.errors import AutoloraError, one_line
+from autolora.problem import BaseProblem
+from autolora.timing.device import device_key, is_waiting, pass_over
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 POLL_SECONDS = 0.2
 TURN_SECONDS = 0.1  # longer than between two looks of a rank that waits for its turn
-GRACE_SECONDS = 5.0  # that others are waited for when there is hurry
+GRACE_SECONDS = 5.0  # that an interrupted run waits for other ranks
 READING_SECONDS = 3600.0  # that a model may take to be read
 
 _FOR_EVER = float("inf")
@@ -51,9 +51,9 @@ class Cluster:
 
     Args:
         store: of all ranks of this run, and of nothing else.
-        rank: this one's number.
-        size: how many ranks there are.
-        local: this one's number on its host.
+        rank: of this process.
+        size: number of ranks.
+        local: number of this process on its host.
         clock: seconds.
         pause: waits for so many seconds.
     """
@@ -69,178 +69,170 @@ class Cluster:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.rank, self.local = rank, local
-        self.state = RankState(host=one_line(platform.node())[:200], patience=READING_SECONDS)
+        self.state = RankState(host=one_line(platform.node()), patience=READING_SECONDS)
         self.peers = {number: Peer() for number in range(size) if number != rank}
         self._store, self._clock, self._pause = store, clock, pause
         self._connection = StoreConnection()
         self._mailbox = Mailbox(self._connection, store, size)
-        self._resting = False
-        self._beat, self._heard = 0, clock()
+        self._is_idle = False  # waits for other ranks
+        self._heartbeat, self._updated = 0, clock()
         self._passed: set[int] = set()  # lost ranks whose lock is not waited for any more
 
     def start(self) -> None:
-        """From now on the others are told that this rank is alive."""
-        self._connection.start(self._update)
-        self._say()
+        """Starts the heartbeat of this rank."""
+        self._connection.start(self._exchange)
+        self._publish()
 
-    def introduce(self, device: torch.device, environment: Environment) -> None:
-        """Says what this rank measures on."""
-        self._say(device=str(device), lane=lane_of(device), environment=environment)
+    def set_device(self, device: torch.device, environment: Environment) -> None:
+        """Publishes what this rank measures on."""
+        self._publish(device=str(device), device_key=device_key(device), environment=environment)
 
-    def offer(self, records: Iterable[Record]) -> None:
-        """Rank 0's word of what is known already, for which the others wait."""
+    def publish_known(self, records: Iterable[Record]) -> None:
+        """On rank 0: publishes the records of the cache file, for which the others wait."""
         self._mailbox.publish(records)
-        self._say(phase=WORKING, patience=0.0)
+        self._publish(phase=WORKING, patience=0.0)
 
     def known(self) -> list[Record] | None:
-        """What rank 0 knows already, None where it is lost.
+        """The records of rank 0's cache file, None if rank 0 is lost.
 
         Raises:
-            AutoloraError: rank 0 could not begin, and has said why.
-            KeyboardInterrupt: it was interrupted.
+            AutoloraError: rank 0 failed before it published them; the message is its error.
+            KeyboardInterrupt: it was interrupted before.
         """
         first = self.peers[0]
-        self.wait(lambda: first.done or first.phase != STARTING)
-        if first.phase == FAILED:
-            raise AutoloraError(first.error)
-        if first.phase == INTERRUPTED:
+        self.wait(lambda: first.done or first.state.phase != STARTING)
+        if first.state.phase == FAILED:
+            raise AutoloraError(first.state.error)
+        if first.state.phase == INTERRUPTED:
             raise KeyboardInterrupt
-        self._say(phase=WORKING, patience=0.0)
+        self._publish(phase=WORKING, patience=0.0)
         try:
-            return None if first.phase == STARTING else self._mailbox.published()
+            return None if first.state.phase == STARTING else self._mailbox.published()
         except ValueError as error:
             raise AutoloraError(f"what rank 0 knows cannot be read: {error}") from error
 
     def claim(self, key: str) -> bool:
-        """Whether nobody has claimed this before; then it falls to this rank."""
+        """Claims a key; whether no rank had claimed it before."""
         return self._connection.ask(partial(self._store.add, f"claim/{key}", 1)) == 1
 
-    def take(self, patience: float) -> None:
-        """Says that this rank has a problem in hand.
+    def start_problem(self, patience: float) -> None:
+        """Publishes that this rank starts to measure a problem.
 
         Args:
-            patience: seconds after which the others may give it up for stuck, if those are many.
+            patience: seconds after which the others may take it for stuck, if those are many.
         """
-        self._say(hand=self.state.hand + 1, busy=True, patience=patience)
+        self._publish(started=self.state.started + 1, busy=True, patience=patience)
 
-    def make_way(self) -> None:
-        """Lets a rank that waits for the same device have its turn: it looks only now and then."""
-        if any(not p.done and p.phase == WORKING and not p.busy for p in self._mates().values()):
+    def yield_device(self) -> None:
+        """Pauses while another rank waits for this device, which looks only now and then."""
+        same = self._on_same_device().values()
+        if any(not p.done and p.state.phase == WORKING and not p.state.busy for p in same):
             self._pause(TURN_SECONDS)
 
-    def send(self, problem: Problem, record: Record | None, reason: str = "") -> None:
-        """Hands what was in hand to the others: a record, or the reason why there is none."""
-        self._mailbox.write(self.state.sent, Message(self.rank, problem, record, reason))
-        self._say(sent=self.state.sent + 1, busy=False)
+    def send(self, problem: BaseProblem, record: Record | None, reason: str = "") -> None:
+        """Sends the result of the current problem: a record, or why there is none."""
+        self._mailbox.send(self.state.sent, Message(self.rank, problem, record, reason))
+        self._publish(sent=self.state.sent + 1, busy=False)
 
-    def arrived(self) -> list[Message]:
-        """What others have sent since this was last called.
-
-        Rank 0 gets everything, the others what is of their own environment.
-        """
-        self._say()
+    def receive(self) -> list[Message]:
+        """The messages since the last call: on rank 0 all, else those of the same environment."""
+        self._publish()
         return [
             message
             for rank, peer in self.peers.items()
-            if peer.state is not None and (self.rank == 0 or self._alike(peer))
-            for message in self._mailbox.new(rank, peer.state.sent)
+            if self.rank == 0 or self.is_same_environment(rank)
+            for message in self._mailbox.unread(rank, peer.state.sent)
         ]
 
-    def listen_again(self) -> None:
-        """Whatever has arrived will do so once more: an interrupt may have lost some of it."""
-        self._mailbox.start_again(self.rank)
+    def receive_again(self) -> None:
+        """Lets :meth:`receive` give every message again; an interrupt may have lost some."""
+        self._mailbox.mark_unread(self.rank)
 
     def acknowledge(self) -> None:
-        """Says that what has arrived is in the file."""
-        self._say(taken=tuple(self._mailbox.read))
+        """On rank 0: publishes that all messages received so far are in the file."""
+        self._publish(saved=tuple(self._mailbox.read))
 
     @property
-    def lanes(self) -> int:
-        """On how many devices problems of this environment are being measured."""
-        alive = [p.state for p in self.peers.values() if self._alike(p) and not p.done]
-        return len({(s.host, s.lane) for s in (self.state, *alive) if s is not None})
+    def device_count(self) -> int:
+        """Number of devices on which problems of this environment are being measured."""
+        same = self._in_same_environment()
+        states = [self.state, *(peer.state for peer in same if not peer.done)]
+        return len({(state.host, state.device_key) for state in states})
 
-    def is_alike(self, rank: int) -> bool:
+    def is_same_environment(self, rank: int) -> bool:
         """Whether another rank measures in the same environment."""
-        return self._alike(self.peers[rank])
+        peer = self.peers[rank]
+        return peer.heard and peer.state.environment == self.state.environment
 
     def wait(self, over: Callable[[], bool], most: float = _FOR_EVER) -> None:
-        """Waits until something holds, the store is lost, or so many seconds are over."""
+        """Waits until ``over()``, the store is lost, or ``most`` seconds have passed."""
         end = self._clock() + most
-        self._resting = True
+        self._is_idle = True
         try:
             while not over() and not self.is_cut_off() and self._clock() < end:
                 self._pause(POLL_SECONDS)
-                self._say()
+                self._publish()
         finally:
-            self._resting = False
+            self._is_idle = False
 
     def is_cut_off(self) -> bool:
-        """Whether the other ranks cannot be reached any more, so that nothing can be claimed."""
+        """Whether the store is lost, so that nothing can be claimed any more."""
         return not self._connection.answers()
 
-    def come_between(self) -> None:
-        """Says that the model's own problems are done, as far as they fall to this rank."""
-        self._say(phase=BETWEEN)
+    def start_between(self) -> None:
+        """Publishes that this rank has no more of the model's own problems to measure."""
+        self._publish(phase=BETWEEN)
 
     def others_are_between(self) -> bool:
         """Whether no other rank of this environment still measures the model's own problems."""
-        alike = filter(self._alike, self.peers.values())
-        return all(peer.done or peer.phase == BETWEEN for peer in alike)
+        return all(p.done or p.state.phase == BETWEEN for p in self._in_same_environment())
 
-    def others_are_done(self, alike: bool = False) -> bool:
-        """Whether the other ranks have ended or are lost.
-
-        Args:
-            alike: only those of this environment.
-        """
-        return all(p.done for p in self.peers.values() if not alike or self._alike(p))
+    def others_are_done(self, same_environment: bool = False) -> bool:
+        """Whether the other ranks, or those of this environment, have ended or are lost."""
+        peers = self._in_same_environment() if same_environment else self.peers.values()
+        return all(peer.done for peer in peers)
 
     def end(self, phase: str, error: str = "") -> None:
-        """Says how it ended for this rank; only the first time counts."""
+        """Publishes how this rank ended; only the first call counts."""
         if not self.state.ended:
-            self._say(phase=phase, error=one_line(error), busy=False)
+            self._publish(phase=phase, error=one_line(error, ERROR_LENGTH), busy=False)
 
-    def hand_over(self, most: float = _FOR_EVER) -> bool:
-        """Waits until rank 0 has all of this rank's letters, and their records in its file.
+    def wait_until_saved(self, most: float = _FOR_EVER) -> bool:
+        """Waits until rank 0 has written all records of this rank, or is lost; whether it has.
 
         Args:
             most: seconds.
-
-        Returns:
-            Whether it has; it has not where it is lost.
         """
         first = self.peers[0]
 
-        def taken() -> bool:
-            counts = () if first.state is None else first.state.taken
-            return (counts[self.rank] if len(counts) > self.rank else 0) >= self.state.sent
+        def is_saved() -> bool:
+            return sum(first.state.saved[self.rank : self.rank + 1]) >= self.state.sent
 
-        self.wait(lambda: taken() or first.done, most)
-        return taken()
+        self.wait(lambda: is_saved() or first.done, most)
+        return is_saved()
 
-    def has_said(self, error: str) -> bool:
-        """Whether rank 0 fails for the same reason as this rank, and so tells the user."""
+    def is_reported(self, error: str) -> bool:
+        """Fails with an error; whether rank 0 fails with the same one, and so reports it."""
         first = self.peers[0]
         self.end(FAILED, error)
-        self.wait(lambda: first.done or first.gone or first.phase != STARTING)
-        return first.error == one_line(error)
+        self.wait(lambda: first.done or first.state.exited or first.state.phase != STARTING)
+        return first.state.error == one_line(error, ERROR_LENGTH)
 
-    def see_off(self) -> None:
-        """Waits until rank 0 has told the user everything.
+    def wait_for_report(self) -> None:
+        """Waits until rank 0 has printed its report.
 
         torchrun ends all ranks as soon as one has an exit code other than 0.
         """
         if self.rank:
             first = self.peers[0]
-            self.wait(lambda: bool(first.lost) or first.gone)
+            self.wait(lambda: bool(first.lost) or first.state.exited)
 
     def leave(self) -> None:
-        """The last word of this rank; rank 0, which may hold the store, goes after the others."""
-        self._say(gone=True)
+        """Publishes the last state; rank 0, which may hold the store, waits for the others."""
+        self._publish(exited=True)
         if self.rank == 0:
             others = self.peers.values()
-            self.wait(lambda: all(peer.lost or peer.gone for peer in others), GRACE_SECONDS)
+            self.wait(lambda: all(p.lost or p.state.exited for p in others), GRACE_SECONDS)
         self._connection.close()
 
     def shares(self) -> list[Share]:
@@ -248,52 +240,58 @@ class Cluster:
         ranks = {rank: (peer.state, peer.lost) for rank, peer in self.peers.items()}
         ranks[self.rank] = self.state, ""
         return [
-            Share.of(rank, said or RankState(), lost, self._mailbox.seconds[rank])
-            for rank, (said, lost) in sorted(ranks.items())
+            Share(
+                rank,
+                last.host,
+                last.device,
+                last.environment,
+                measured=len(self._mailbox.seconds[rank]),
+                seconds=sum(self._mailbox.seconds[rank]),
+                busy=last.busy,
+                state=lost or last.phase,
+                error=last.error,
+            )
+            for rank, (last, lost) in sorted(ranks.items())
         ]
 
-    def _say(self, **changes: object) -> None:
+    def _publish(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]  # names of fields
-        self._connection.ask(self._update)
+        self._connection.ask(self._exchange)
 
-    def _update(self) -> None:
-        """Says what this rank is at, and hears what the others are at."""
-        self._beat += 1
-        said = replace(self.state, beat=self._beat, waiting=self._resting or is_waiting())
-        self._store.set(f"state/{self.rank}", said.text)
-        heard = self._hear()
+    def _exchange(self) -> None:
+        """Publishes the state of this rank, and reads those of the others."""
+        self._heartbeat += 1
+        waiting = self._is_idle or is_waiting()
+        state = replace(self.state, heartbeat=self._heartbeat, waiting=waiting)
+        self._store.set(f"state/{self.rank}", state.text)
+        texts = self._read_states()
         now = self._clock()
         for rank, peer in self.peers.items():
-            state = peer.state
+            published = peer.state if peer.heard else None
             with suppress(ValueError):  # of another version: as good as silent
-                state = RankState.from_text(heard[rank].decode()) if rank in heard else None
-            peer.hear(state, now - self._heard)
-        self._heard = now
+                published = RankState.from_text(texts[rank].decode()) if rank in texts else None
+            peer.update(published, now - self._updated)
+        self._updated = now
         if is_waiting():
             self._pass_over()
 
-    def _hear(self) -> dict[int, bytes]:
+    def _read_states(self) -> dict[int, bytes]:
         keys = {rank: f"state/{rank}" for rank in self.peers}
-        there = [r for r in keys if self.peers[r].state or self._store.check([keys[r]])]
-        said = self._store.multi_get([keys[rank] for rank in there]) if there else []
-        return dict(zip(there, said, strict=True))
+        there = [r for r in keys if self.peers[r].heard or self._store.check([keys[r]])]
+        texts = self._store.multi_get([keys[rank] for rank in there]) if there else []
+        return dict(zip(there, texts, strict=True))
 
     def _pass_over(self) -> None:
         """Waits no more for a lock that a lost rank holds, unless another one has it by now."""
-        mates = {rank: peer for rank, peer in self._mates().items() if peer.busy}
-        lost = {rank for rank, peer in mates.items() if peer.lost} - self._passed
-        if lost and all(peer.lost for peer in mates.values()):
+        busy = {rank: peer for rank, peer in self._on_same_device().items() if peer.state.busy}
+        lost = {rank for rank, peer in busy.items() if peer.lost} - self._passed
+        if lost and all(peer.lost for peer in busy.values()):
             self._passed |= lost
-            pass_over(self.state.lane)
+            pass_over(self.state.device_key)
 
-    def _mates(self) -> dict[int, Peer]:
-        """The ranks that measure on the same device."""
-        mine = self.state.host, self.state.lane
-        return {
-            rank: peer
-            for rank, peer in self.peers.items()
-            if (said := peer.state) is not None and (said.host, said.lane) == mine
-        }
+    def _on_same_device(self) -> dict[int, Peer]:
+        own = self.state.host, self.state.device_key
+        return {r: p for r, p in self.peers.items() if (p.state.host, p.state.device_key) == own}
 
-    def _alike(self, peer: Peer) -> bool:
-        return peer.state is not None and peer.state.environment == self.state.environment
+    def _in_same_environment(self) -> list[Peer]:
+        return [peer for rank, peer in self.peers.items() if self.is_same_environment(rank)]

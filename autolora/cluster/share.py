@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autolora.cluster.liveness import ENDED, RankState
+from autolora.cluster.liveness import ENDED
 from autolora.environment import Environment
 
 
@@ -16,13 +15,12 @@ class Share:
     Args:
         rank: its number.
         host: that it ran on.
-        device: that it measured on, ``""`` if it did not come so far.
+        device: that it measured on, ``""`` if it failed before that was known.
         environment: of the device, None likewise.
-        measured: problems.
+        measured: number of problems.
         seconds: that these took.
-        busy: whether it was last heard of with a problem in hand.
-        state: ``"finished"``, ``"interrupted"``, ``"failed"``, ``"dead"`` where it fell silent,
-            ``"stuck"`` where it came to no end, or what it was at when this rank was interrupted.
+        busy: whether it was measuring a problem when it was last heard of.
+        state: how it ended, or ``"dead"``, ``"stuck"`` or its last phase.
         error: why it failed.
     """
 
@@ -36,22 +34,7 @@ class Share:
     state: str
     error: str
 
-    @classmethod
-    def of(cls, rank: int, said: RankState, lost: str, seconds: Sequence[float]) -> Share:
-        """From what the rank has said of itself, and what each of its records took."""
-        return cls(
-            rank=rank,
-            host=said.host,
-            device=said.device,
-            environment=said.environment,
-            measured=len(seconds),
-            seconds=sum(seconds),
-            busy=said.busy,
-            state=lost or said.phase,
-            error=said.error,
-        )
-
     @property
     def lost(self) -> bool:
-        """Whether it has not said how it ended."""
+        """Whether it did not say how it ended."""
         return self.state not in ENDED

@@ -1,4 +1,4 @@
-"""Joining the ranks that ``torchrun`` has started, and parting from them in good order."""
+"""Joining the ranks that ``torchrun`` has started, and leaving them in order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from autolora.cluster.liveness import FAILED, one_line
+from autolora.cluster.liveness import FAILED
 from autolora.cluster.ranks import Cluster
-from autolora.errors import AutoloraError
+from autolora.errors import AutoloraError, one_line
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -29,10 +29,10 @@ _calls = itertools.count()
 
 @contextmanager
 def joined() -> Iterator[Cluster | None]:
-    """This rank among the others where torchrun has started several, else None.
+    """This rank among the others if torchrun has started several, else None.
 
-    Inside, SIGTERM, which torchrun sends to all when one rank has died, is as Ctrl-C: what is
-    finished is kept. Either counts once; what it begins takes seconds.
+    Inside, SIGTERM, which torchrun sends to all ranks when one has died, acts as Ctrl-C: finished
+    measurements are kept. Only the first signal counts; shutting down takes seconds.
 
     Raises:
         AutoloraError: the ranks do not find each other.
@@ -42,7 +42,7 @@ def joined() -> Iterator[Cluster | None]:
         yield None
         return
     if own:
-        _find_each_other()
+        _init_process_group()
     rank, size, local = dist.get_rank(), dist.get_world_size(), os.environ.get("LOCAL_RANK", "")
     try:
         if size < 2:
@@ -57,7 +57,7 @@ def joined() -> Iterator[Cluster | None]:
                 cluster.end(FAILED, f"{type(error).__name__}: {error}")
                 raise
             finally:
-                _listen(signal.SIG_IGN)
+                _set_handler(signal.SIG_IGN)
                 cluster.leave()
     finally:
         if own:
@@ -69,18 +69,18 @@ def _is_started_by_torchrun(variables: Mapping[str, str]) -> bool:
     return all(map(variables.get, _VARIABLES)) and size.isdecimal() and int(size) > 1
 
 
-def _find_each_other() -> None:
+def _init_process_group() -> None:
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=JOIN_SECONDS))
     except (RuntimeError, ValueError, AttributeError) as error:  # the last: a torch without gloo
         raise AutoloraError(
-            f"the ranks of torchrun do not find each other: {one_line(str(error))[:500]}; to tune "
+            f"the ranks of torchrun do not find each other: {one_line(error, 500)}; to tune "
             "in one process, unset RANK and WORLD_SIZE"
         ) from error
 
 
 def _store() -> Store:
-    """A part of the group's store that nobody else uses, nor an earlier attempt of torchrun."""
+    """The group's store under a prefix of this run and this attempt of torchrun."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefix = f"autolora/tune/{attempt}/{next(_calls)}"
     return dist.distributed_c10d.PrefixStore(prefix, dist.distributed_c10d._get_default_store())
@@ -89,21 +89,21 @@ def _store() -> Store:
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
     before = [signal.getsignal(each) for each in _SIGNALS]
-    _listen(_interrupt)
+    _set_handler(_interrupt)
     try:
         yield
     finally:
         for each, handler in zip(_SIGNALS, before, strict=True):
-            _listen(handler, each)
+            _set_handler(handler, each)
 
 
 def _interrupt(number: int, frame: object) -> None:
-    _listen(signal.SIG_IGN)
+    _set_handler(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _listen(handler: Any, *signals: signal.Signals) -> None:
-    """Sets what happens on a signal, where this thread may."""
+def _set_handler(handler: Any, *signals: signal.Signals) -> None:
+    """Sets the handler of signals, if this is the main thread."""
     if threading.current_thread() is threading.main_thread():
         for each in signals or _SIGNALS:
             signal.signal(each, handler)

@@ -1,7 +1,7 @@
-"""Keeping what is measured: in the cache file, and in a cluster with the rank that writes it.
+"""Publishing records: into the cache file, and in a cluster through rank 0, which writes it.
 
-Rank 0 alone writes. The others send it what they have measured at once, and know what it and they
-have; where it is lost, each writes its own records into the same file after all.
+The other ranks send each record to rank 0 at once, and start from the records that it has read
+from the file; if it is lost, each writes its own records into the same file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autolora.cluster.messages import Message
 from autolora.cluster.ranks import GRACE_SECONDS, Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.tuning.result import TuneResult
 
 logger = logging.getLogger("autolora")
@@ -31,17 +31,18 @@ class Publisher:
     Args:
         path: the cache file.
         problems: of the run.
-        cluster: the ranks that share them.
-        on_message: told what other ranks of this environment have to say of a problem.
+        cluster: the ranks that share them, None in a run of one process.
+        on_message: called with each message of another rank of this environment, and with the
+            failures of all others.
 
     Raises:
-        AutoloraError: the file cannot be written, which is found out before anything is measured.
+        AutoloraError: the file cannot be written.
     """
 
     def __init__(
         self,
         path: Path,
-        problems: Sequence[Problem],
+        problems: Sequence[BaseProblem],
         cluster: Cluster | None,
         on_message: Callable[[Message], None],
     ) -> None:
@@ -56,7 +57,7 @@ class Publisher:
         if self.writes:
             self.store.save()
         if cluster is not None and self.writes:
-            cluster.offer(_of_families(self.store, problems))
+            cluster.publish_known(_of_families(self.store, problems))
 
     def keep(self, record: Record) -> None:
         """Keeps a new record; where the file does not take it, it is in memory until the end."""
@@ -66,16 +67,17 @@ class Publisher:
             self.cluster.send(record.problem, record)
         self._pending = None
 
-    def fail(self, problem: Problem, reason: str) -> None:
+    def fail(self, problem: BaseProblem, reason: str) -> None:
         """Tells the others that a problem cannot be measured."""
         self._pending = None
         if self.cluster is not None:
             self.cluster.send(problem, None, reason)
 
-    def winners_near(self, problem: Problem, environment: Environment) -> frozenset[str]:
-        """The winners at the token counts next to a problem's, so that it can be compared to them.
+    def winners_near(self, problem: BaseProblem, environment: Environment) -> frozenset[str]:
+        """The winners at the token counts next to a problem's.
 
-        Look-up interpolates between the times of graphs that two records have in common.
+        They are measured too: look-up interpolates between the times of graphs that two records
+        have in common.
         """
         counts = self.store.token_counts(problem).get(environment, [])
         place = bisect_left(counts, problem.tokens)
@@ -83,26 +85,26 @@ class Publisher:
         records = (self.store.find(problem.at(count), environment) for count in near)
         return frozenset(record.winner for record in records if record is not None)
 
-    def take_in(self) -> None:
-        """Keeps what other ranks have sent meanwhile, and tells of it."""
+    def receive(self) -> None:
+        """Keeps the records that other ranks have sent, and calls ``on_message``."""
         if self.cluster is None:
             return
-        messages = self.cluster.arrived()
+        messages = self.cluster.receive()
         self._join([message.record for message in messages if message.record is not None])
         if messages and not self._unsaved:
             self.cluster.acknowledge()
         for message in messages:
-            if self.cluster.is_alike(message.rank) or message.record is None:
+            if self.cluster.is_same_environment(message.rank) or message.record is None:
                 self.on_message(message)
 
     def wait(self, over: Callable[[], bool], most: float = float("inf")) -> None:
-        """Waits for other ranks, and takes in what they send."""
+        """Waits for other ranks, and receives what they send."""
         if self.cluster is None:
             return
 
         def is_over() -> bool:
             there = over()
-            self.take_in()  # also what was sent just before that
+            self.receive()  # also what was sent just before that
             return there
 
         self.cluster.wait(is_over, most)
@@ -111,10 +113,10 @@ class Publisher:
         """Whether there are other ranks, and none can be reached any more."""
         return self.cluster is not None and self.cluster.is_cut_off()
 
-    def wait_for_alike(self) -> None:
+    def wait_for_same_environment(self) -> None:
         """Waits until no other rank of this environment measures any more."""
         if self.cluster is not None:
-            self.wait(partial(self.cluster.others_are_done, alike=True))
+            self.wait(partial(self.cluster.others_are_done, same_environment=True))
 
     def finish(self) -> None:
         """Rank 0 waits until all have ended, the others until it has what they measured."""
@@ -124,13 +126,13 @@ class Publisher:
             self.wait(self.cluster.others_are_done)
         else:
             self.cluster.end(FINISHED)
-            self.cluster.hand_over()
+            self.cluster.wait_until_saved()
 
     def close(self, result: TuneResult) -> None:
-        """Sees to it that all that was measured is in a file; in an interrupted run in haste.
+        """Writes all that was measured into the file; an interrupted run waits only seconds.
 
         Args:
-            result: of the run, which is told what the ranks did.
+            result: of the run; gets the shares of the ranks.
 
         Raises:
             AutoloraError: the file cannot be written.
@@ -145,7 +147,7 @@ class Publisher:
         most = GRACE_SECONDS if result.interrupted else float("inf")
         if self.writes:
             if result.interrupted:
-                cluster.listen_again()
+                cluster.receive_again()
             self.wait(cluster.others_are_done, most)
             self._save()
             cluster.acknowledge()
@@ -153,7 +155,7 @@ class Publisher:
             result.shares = cluster.shares()
             return
         cluster.end(INTERRUPTED)  # unless it has finished
-        if not cluster.hand_over(most) and result.records:
+        if not cluster.wait_until_saved(most) and result.records:
             result.parted = True
             TimingCache(result.records).save(self.path)
             logger.warning("autolora: rank 0 is lost; what this rank measured is in %s", self.path)
@@ -171,12 +173,12 @@ class Publisher:
                 logger.warning("autolora: %s", error)
 
     def _save(self) -> None:
-        """Writes what the file did not take, or has lost to a host that does not heed its lock."""
+        """Writes again what the file did not take, or lost to a host that ignores its lock."""
         self.store.save()
         self._unsaved = False
 
 
-def _of_families(store: TimingCache, problems: Iterable[Problem]) -> list[Record]:
+def _of_families(store: TimingCache, problems: Iterable[BaseProblem]) -> list[Record]:
     """The records of the problems, and of these at other token counts."""
     families = dict.fromkeys(problem.at(1) for problem in problems)
     return [

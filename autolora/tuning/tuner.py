@@ -92,7 +92,7 @@ def tune_problems(
     places = {problem: device_for(problem, device) for problem in distinct}
     if cluster is not None and distinct:
         place = places[distinct[0]]
-        cluster.introduce(place, Environment.of(place))
+        cluster.set_device(place, Environment.of(place))
     claims = Claims(None if budget is None else Budget(budget), cluster)
     run = _Run(path, distinct, effort, asked, force, seed, weights or {}, claims, on_progress)
     for problem in distinct:
@@ -180,11 +180,11 @@ class _Run:
         self.claims.sort()
         while (place := self.claims.place) is not None:
             with turn_on(place, self.publisher.is_cut_off):
-                self.publisher.take_in()
+                self.publisher.receive()
                 if (job := self.claims.next(place)) is not None:
                     self._measure(job)
             if self.cluster is not None:
-                self.cluster.make_way()
+                self.cluster.yield_device()
 
     def refine(self, places: Mapping[Problem, torch.device]) -> None:
         """Adds token counts where the winner changes, until little can be lost between them."""
@@ -192,14 +192,14 @@ class _Run:
         for problem, place in places.items():
             families.setdefault(problem.at(1), _Family(place)).counts.append(problem.tokens)
         if self.cluster is not None:
-            self.cluster.come_between()
+            self.cluster.start_between()
             self.publisher.wait(self.cluster.others_are_between)
             for problem in sorted(families, key=cost, reverse=True):
                 if self.claims.family(Environment.of(families[problem].place), problem):
                     self._grow({problem: families[problem]})
             if not self.publisher.writes:
                 return
-            self.publisher.wait_for_alike()  # so that what they added is known
+            self.publisher.wait_for_same_environment()  # so that what they added is known
         self._grow(families)
 
     def _grow(self, families: Mapping[Problem, _Family]) -> None:
@@ -224,7 +224,7 @@ class _Run:
         """A job, and its record into the file."""
         problem, reason = job.problem, ""
         if self.cluster is not None:
-            self.cluster.take(STUCK_TIMES * EFFORTS[job.effort].expected(job.step))
+            self.cluster.start_problem(STUCK_TIMES * EFFORTS[job.effort].expected(job.step))
         try:
             record = measure_problem(
                 problem,
@@ -258,7 +258,7 @@ class _Run:
     def _hear(self, message: Message) -> None:
         """What another rank has measured, or could not."""
         problem, reason = message.problem, f"{message.reason} (rank {message.rank})"
-        if self.cluster is None or not self.cluster.is_alike(message.rank):
+        if self.cluster is None or not self.cluster.is_same_environment(message.rank):
             if (problem, reason) not in self.result.failed:
                 self.result.failed.append((problem, reason))
         elif problem in self.done:

@@ -218,7 +218,7 @@ def test_a_rank_says_what_concerns_it_alone(say, as_rank, theirs):
     if theirs:
         first.end(FAILED, message)
     else:
-        first.offer([])
+        first.publish_known([])
     first.leave()
     as_rank(second)
     said = say("tune", "missing.py", *QUICK)

@@ -1,4 +1,4 @@
-"""Ranks that share a store: liveness and claims on a made-up clock, letters, turns."""
+"""Ranks that share a store: liveness and claims on a made-up clock, messages, turns."""
 
 import pickle
 import subprocess
@@ -23,7 +23,7 @@ from autolora.cluster.ranks import Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.timing import device
-from autolora.timing.device import lane_of, pass_over, turn_on
+from autolora.timing.device import device_key, pass_over, turn_on
 from autolora.timing.effort import EFFORTS
 from autolora.tuning.budget import Budget
 from autolora.tuning.claims import Claims, Job
@@ -36,67 +36,67 @@ HERE = Environment.of(PLACE)
 SMALL = Problem(24, 16, 32, 4, "float32", "cpu")
 
 
-def introduce(clusters, *environments):
+def set_devices(clusters, *environments):
     for cluster, environment in zip(clusters, environments, strict=True):
-        cluster.introduce(PLACE, environment)
+        cluster.set_device(PLACE, environment)
     for cluster in clusters:  # now that all have said it
-        cluster.arrived()
+        cluster.receive()
 
 
 # ---- liveness
 
-BUSY = RankState(phase="working", hand=1, busy=True)
+BUSY = RankState(phase="working", started=1, busy=True)
 
 
-def watch(*story):
-    """What a peer counts as after each part of a story: seconds, and how its state changes."""
-    peer, beat, found = Peer(BUSY), 0, []
-    for seconds, changes in story:
+def watch(*spans):
+    """What a peer counts as after each span: its seconds, and the state meanwhile."""
+    peer, heartbeat, found = Peer(BUSY, heard=True), 0, []
+    for seconds, changes in spans:
         for _ in range(seconds):
-            beat += changes.get("beats", True)
-            said = {name: value for name, value in changes.items() if name != "beats"}
-            peer.hear(replace(peer.state, beat=beat, **said), 1.0)
+            heartbeat += changes.get("beats", True)
+            fields = {name: value for name, value in changes.items() if name != "beats"}
+            peer.update(replace(peer.state, heartbeat=heartbeat, **fields), 1.0)
         found.append(peer.lost)
     return found
 
 
 @pytest.mark.parametrize(
-    ("story", "found"),
+    ("spans", "found"),
     [
         ([(500, {})], [""]),
         ([(19, {"beats": False}), (2, {"beats": False})], ["", DEAD]),
         ([(30, {"beats": False}), (1, {})], [DEAD, ""]),  # it was only asleep
         ([(598, {}), (5, {})], ["", STUCK]),
-        ([(598, {}), (1, {"hand": 2}), (598, {})], ["", "", ""]),
+        ([(598, {}), (1, {"started": 2}), (598, {})], ["", "", ""]),
         ([(598, {}), (1, {"busy": False}), (598, {})], ["", "", ""]),
         ([(5000, {"waiting": True})], [""]),
         ([(5000, {"waiting": True}), (602, {"waiting": False})], ["", STUCK]),
         ([(5000, {"patience": 1e4}), (6000, {})], ["", STUCK]),
-        ([(700, {}), (1, {"hand": 2})], [STUCK, ""]),
+        ([(700, {}), (1, {"started": 2})], [STUCK, ""]),
         ([(5000, {"phase": FINISHED})], [""]),
         ([(50, {"phase": FINISHED, "beats": False})], [DEAD]),
-        ([(1, {"gone": True}), (5000, {"gone": True, "beats": False})], ["", ""]),
+        ([(1, {"exited": True}), (5000, {"exited": True, "beats": False})], ["", ""]),
     ],
 )
-def test_who_is_dead_and_who_is_stuck(story, found):
-    assert watch(*story) == found
+def test_when_a_rank_counts_as_dead_or_stuck(spans, found):
+    assert watch(*spans) == found
 
 
-def test_who_slept_itself_does_not_take_the_others_for_dead():
-    peer = Peer(BUSY)
-    peer.hear(BUSY, 3600.0)
+def test_an_observer_that_was_stopped_does_not_take_others_for_dead():
+    peer = Peer(BUSY, heard=True)
+    peer.update(BUSY, 3600.0)
     assert peer.lost == ""
     for _ in range(4):
-        peer.hear(BUSY, 3600.0)
+        peer.update(BUSY, 3600.0)
     assert peer.lost == DEAD
 
 
-def test_who_never_says_anything_is_waited_for_longer():
+def test_the_first_state_of_a_rank_may_take_longer():
     peer = Peer()
     for _ in range(299):
-        peer.hear(None, 1.0)
+        peer.update(None, 1.0)
     assert (peer.lost, peer.done) == ("", False)
-    peer.hear(None, 2.0)
+    peer.update(None, 2.0)
     assert (peer.lost, peer.done) == (DEAD, True)
 
 
@@ -114,24 +114,24 @@ def test_a_state_survives_its_text():
         "",
         "[]",
         RankState().text.replace("starting", "sleeping"),
-        RankState().text.replace('"beat":0', '"beat":-1'),
-        RankState().text.replace('"beat":0', '"more":0'),
+        RankState().text.replace('"heartbeat":0', '"heartbeat":-1'),
+        RankState().text.replace('"heartbeat":0', '"more":0'),
         RankState().text.replace('"host":""', '"host":"\\u001b[2J"'),
-        RankState().text.replace('"taken":[]', '"taken":7'),
+        RankState().text.replace('"saved":[]', '"saved":7'),
         RankState().text.replace('"environment":null', '"environment":{}'),
         RankState().text.replace('"patience":0.0', '"patience":NaN'),
     ],
 )
-def test_what_is_no_state_is_refused(said):
+def test_an_invalid_state_is_an_error(said):
     with pytest.raises(ValueError, match=r"."):
         RankState.from_text(said)
 
 
-def test_what_is_no_state_is_as_good_as_silence():
+def test_an_invalid_state_counts_as_silence():
     clock = Clock()
     first, second = ranks(2, clock)
-    second.arrived()
-    first.arrived()
+    second.receive()
+    first.receive()
     first._store.set("state/1", pickle.dumps(print).decode("latin-1"))
     first.wait(lambda: first.others_are_done())
     assert first.peers[1].lost == DEAD
@@ -162,7 +162,7 @@ def drawn(claims):
 JOBS = [job(tokens) for tokens in (64, 512, 16, 128, 256)]
 
 
-def test_a_problem_falls_to_one_rank_and_the_dearest_first():
+def test_each_problem_is_claimed_once_the_most_expensive_first():
     lists = [listed(cluster, *JOBS) for cluster in ranks(2)]
     assert [drawn(lists[turn]) for turn in (0, 0, 1, 0, 1, 1, 0)] == [
         512, 256, 128, 64, 16, None, None,
@@ -170,7 +170,7 @@ def test_a_problem_falls_to_one_rank_and_the_dearest_first():
     assert [claims.place for claims in lists] == [None, None]
 
 
-def test_a_rank_that_is_lost_takes_along_what_it_has_in_hand():
+def test_a_lost_rank_loses_only_its_current_problem():
     first, second = (listed(cluster, *JOBS) for cluster in ranks(2))
     assert drawn(second) == 512  # and it is never heard of again
     assert [drawn(first) for _ in range(5)] == [256, 128, 64, 16, None]
@@ -185,7 +185,7 @@ def test_one_process_keeps_its_order_and_each_environment_its_problems():
     assert [cluster.claim("x") for cluster in (first, second, first)] == [True, False, False]
 
 
-def test_a_family_is_one_claim_and_no_problem():
+def test_the_claim_on_a_family_is_not_one_on_a_problem():
     first, second = (listed(cluster, job(1)) for cluster in ranks(2))
     assert [claims.family(CPU, make_problem(1)) for claims in (second, first)] == [True, False]
     assert drawn(first) == 1
@@ -206,15 +206,15 @@ def test_a_budget_is_shared_over_the_devices(environments, effort):
     """Two equal problems, and time for one normal measurement: on two devices that is two."""
     step = 5e6
     clusters = ranks(2)
-    introduce(clusters, *environments)
+    set_devices(clusters, *environments)
     clusters[1].state = replace(clusters[1].state, host="another")
-    introduce(clusters, *environments)
+    set_devices(clusters, *environments)
     jobs = [job(tokens, step=step) for tokens in (16, 64)]
     claims = listed(clusters[0], *jobs, budget=Budget(1.5 * EFFORTS["normal"].expected(step)))
     assert claims.next(PLACE).effort == effort
 
 
-def test_with_a_budget_what_promises_most_comes_first_and_the_rest_is_late():
+def test_with_a_budget_the_largest_gain_comes_first():
     jobs = [job(16, weight=9, step=5e6), job(64, step=5e6), job(32, weight=2, step=5e6)]
     claims = listed(ranks(2)[0], *jobs, budget=Budget(1e6))
     assert [drawn(claims) for _ in jobs] == [16, 32, 64]
@@ -223,29 +223,29 @@ def test_with_a_budget_what_promises_most_comes_first_and_the_rest_is_late():
     assert (drawn(claims), claims.late) == (None, True)
 
 
-def test_ranks_on_one_device_are_one_lane():
+def test_ranks_on_one_device_count_as_one_device():
     clusters = ranks(4)
-    introduce(clusters, CPU, CPU, CPU, OLDER)
-    assert clusters[0].lanes == 1
+    set_devices(clusters, CPU, CPU, CPU, OLDER)
+    assert clusters[0].device_count == 1
     clusters[1].state = replace(clusters[1].state, host="another")
-    introduce(clusters, CPU, CPU, CPU, OLDER)
-    assert (clusters[0].lanes, clusters[3].lanes) == (2, 1)
+    set_devices(clusters, CPU, CPU, CPU, OLDER)
+    assert (clusters[0].device_count, clusters[3].device_count) == (2, 1)
     clusters[1].end(FINISHED)
-    clusters[0].arrived()
-    assert clusters[0].lanes == 1
+    clusters[0].receive()
+    assert clusters[0].device_count == 1
 
 
-# ---- letters
+# ---- messages
 
 
 def test_records_arrive_as_they_were_sent():
     first, second, third = clusters = ranks(3)
-    introduce(clusters, CPU, CPU, OLDER)
+    set_devices(clusters, CPU, CPU, OLDER)
     record = make_record(64)
     second.send(record.problem, record)
     second.send(make_problem(16), None, "out of memory\nor\x1b worse")
     third.send(make_problem(8), make_record(8, environment=OLDER))
-    messages = first.arrived()
+    messages = first.receive()
     assert [(message.rank, message.problem.tokens) for message in messages] == [
         (1, 64),
         (1, 16),
@@ -253,8 +253,8 @@ def test_records_arrive_as_they_were_sent():
     ]
     assert messages[0].record == record
     assert (messages[1].record, messages[1].reason) == (None, "out of memory or? worse")
-    assert first.arrived() == []
-    assert [message.rank for message in third.arrived()] == []  # another environment
+    assert first.receive() == []
+    assert [message.rank for message in third.receive()] == []  # another environment
     assert [share.measured for share in first.shares()] == [0, 1, 1]
 
 
@@ -275,19 +275,19 @@ class Bomb:
         '{"schema_version":1,\n"environments":{},\n"records":[]}\n',
     ],
 )
-def test_a_letter_is_checked_on_arrival(said, warnings):
+def test_a_message_is_checked_on_arrival(said, warnings):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     second.send(make_problem(64), make_record(64))
     first._store.set("message/1/0", said)
     second.send(make_problem(32), make_record(32))
-    assert [message.problem.tokens for message in first.arrived()] == [32]
+    assert [message.problem.tokens for message in first.receive()] == [32]
     (warning,) = warnings()
     assert warning.startswith("autolora: what rank 1 sent is not used: ")
 
 
 class Broken:
-    """A store whose host is gone."""
+    """A store whose host is down."""
 
     def __getattr__(self, name):
         def fail(*_):
@@ -298,15 +298,15 @@ class Broken:
 
 def test_a_rank_without_the_store_goes_on_alone(warnings):
     (cluster, *_) = ranks(2, store=Broken())
-    cluster.introduce(PLACE, CPU)
+    cluster.set_device(PLACE, CPU)
     assert not cluster.claim("x")
-    assert cluster.arrived() == []
+    assert cluster.receive() == []
     cluster.send(make_problem(64), make_record(64))
     cluster.wait(lambda: False)
     assert warnings() == ["autolora: the other ranks cannot be reached any more: Broken pipe"]
 
 
-def test_a_store_that_does_not_answer_stops_nobody(monkeypatch, warnings):
+def test_a_store_that_does_not_answer_blocks_no_rank(monkeypatch, warnings):
     release = threading.Event()
     monkeypatch.setattr(liveness, "SILENT_SECONDS", 0.05)
     cluster = Cluster(SimpleNamespace(set=lambda *_: release.wait(60), add=print), 0, 1)
@@ -322,9 +322,9 @@ def test_a_store_that_does_not_answer_stops_nobody(monkeypatch, warnings):
 # ---- rank 0 writes
 
 
-def test_what_rank_0_knows_all_know(path):
+def test_all_ranks_start_from_the_records_of_rank_0(path):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     elsewhere = make_record(64, environment=H100, problem=make_problem(64, device="cuda"))
     known, other = make_record(64), make_record(64, problem=make_problem(64, rank=4))
     publisher = Publisher(path, [make_problem(16)], None, print)
@@ -338,20 +338,20 @@ def test_what_rank_0_knows_all_know(path):
     assert len(Publisher(path, [], None, print).store.records) == 3  # it does not write
 
 
-def test_any_number_of_known_records_gets_through():
+def test_known_records_of_any_size_are_published():
     """The store that torchrun has takes no more than 8 MiB at once."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
     first, second = clusters = ranks(2, store=store)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     long = {f"note {number}": "x" * 200 for number in range(60)}
     records = [make_record(tokens, conditions=long) for tokens in range(1, 801)]
-    first.offer(records)
+    first.publish_known(records)
     assert second.known() == records
 
 
-def test_the_writer_takes_in_and_says_so(path):
+def test_rank_0_writes_and_acknowledges(path):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     heard = []
     writer = Publisher(path, [], first, heard.append)
     sender = Publisher(path, [], second, print)
@@ -362,15 +362,15 @@ def test_the_writer_takes_in_and_says_so(path):
     writer.close(result)
     assert [message.record for message in heard] == [make_record(8)]
     assert Publisher(path, [], None, print).store.records == [make_record(8)]
-    assert second.hand_over()
+    assert second.wait_until_saved()
     theirs = TuneResult(path, records=[make_record(8)])
     sender.close(theirs)
     assert not theirs.parted
 
 
-def test_a_file_that_takes_nothing_for_a_while_gets_all_in_the_end(path, monkeypatch, warnings):
+def test_a_file_that_is_unwritable_for_a_while_gets_all_records(path, monkeypatch, warnings):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     writer = Publisher(path, [], first, lambda message: None)
     save = TimingCache.save
 
@@ -381,9 +381,9 @@ def test_a_file_that_takes_nothing_for_a_while_gets_all_in_the_end(path, monkeyp
     writer.keep(make_record(8))
     for tokens in (16, 32, 64):
         second.send(make_problem(tokens), make_record(tokens))
-    writer.take_in()
-    second.arrived()
-    assert not second.hand_over(1.0)
+    writer.receive()
+    second.receive()
+    assert not second.wait_until_saved(1.0)
     assert warnings() == ["autolora: cannot write the timing cache: disk full"] * 2
     monkeypatch.setattr(TimingCache, "save", save)
     second.send(make_problem(128), make_record(128))
@@ -391,10 +391,10 @@ def test_a_file_that_takes_nothing_for_a_while_gets_all_in_the_end(path, monkeyp
     writer.close(TuneResult(path))
     found = Publisher(path, [], None, print).store.records
     assert found == [make_record(tokens) for tokens in (8, 16, 32, 64, 128)]
-    assert second.hand_over()
+    assert second.wait_until_saved()
 
 
-def test_a_file_that_takes_nothing_at_all_is_an_error_in_the_end(path):
+def test_a_file_that_stays_unwritable_is_an_error(path):
     publisher = Publisher(path, [], None, print)
     path.unlink()
     path.mkdir()
@@ -403,9 +403,9 @@ def test_a_file_that_takes_nothing_at_all_is_an_error_in_the_end(path):
         publisher.close(TuneResult(path))
 
 
-def test_what_an_interrupt_has_torn_is_taken_in_once_more(path, monkeypatch):
+def test_messages_lost_by_an_interrupt_are_received_again(path, monkeypatch):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     heard = []
     writer = Publisher(path, [], first, heard.append)
     for tokens in (8, 16):
@@ -417,7 +417,7 @@ def test_what_an_interrupt_has_torn_is_taken_in_once_more(path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(writer, "_join", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            writer.take_in()
+            writer.receive()
     result = TuneResult(path, interrupted=True)
     writer.close(result)
     assert Publisher(path, [], None, print).store.records == [make_record(8), make_record(16)]
@@ -429,9 +429,9 @@ def test_what_an_interrupt_has_torn_is_taken_in_once_more(path, monkeypatch):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_what_is_measured_but_not_kept_at_an_interrupt_is_kept_after_all(path, monkeypatch, own):
+def test_a_record_that_is_not_written_at_an_interrupt_is_written_at_the_end(path, monkeypatch, own):
     clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
+    set_devices(clusters, CPU, CPU)
     writer = Publisher(path, [], clusters[0], print)
     publisher = writer if own else Publisher(path, [], clusters[1], print)
 
@@ -451,23 +451,23 @@ def test_what_is_measured_but_not_kept_at_an_interrupt_is_kept_after_all(path, m
 
 def test_counts_are_added_when_no_rank_measures_the_models_own():
     first, second, third = clusters = ranks(3)
-    introduce(clusters, CPU, CPU, OLDER)
+    set_devices(clusters, CPU, CPU, OLDER)
     assert not first.others_are_between()
     assert third.others_are_between()
-    second.come_between()
-    first.arrived()
+    second.start_between()
+    first.receive()
     assert first.others_are_between()
-    assert not first.others_are_done(alike=True)
+    assert not first.others_are_done(same_environment=True)
     second.end(FINISHED)
-    first.arrived()
-    assert first.others_are_done(alike=True)
+    first.receive()
+    assert first.others_are_done(same_environment=True)
     assert not first.others_are_done()
 
 
-def test_a_writer_that_failed_is_no_reason_to_lose_records(path, warnings):
+def test_a_rank_writes_its_records_itself_if_rank_0_failed(path, warnings):
     first, second = clusters = ranks(2)
-    introduce(clusters, CPU, CPU)
-    first.offer([])
+    set_devices(clusters, CPU, CPU)
+    first.publish_known([])
     sender = Publisher(path, [], second, print)
     sender.keep(make_record(8))
     first.end(FAILED, "disk full")
@@ -478,12 +478,12 @@ def test_a_writer_that_failed_is_no_reason_to_lose_records(path, warnings):
     assert f"rank 0 is lost; what this rank measured is in {path}" in warnings()[-1]
 
 
-def test_a_rank_whose_first_cannot_begin_says_why():
+def test_a_rank_reports_why_rank_0_cannot_start():
     first, second = ranks(2)
     first.end(FAILED, "cannot write\nthe timing cache")
     with pytest.raises(AutoloraError, match="cannot write the timing cache"):
         second.known()
-    assert second.has_said("cannot write the timing cache")
+    assert second.is_reported("cannot write the timing cache")
 
 
 # ---- turns
@@ -506,7 +506,7 @@ def is_free(path):
     return run.returncode == 0
 
 
-def test_a_turn_is_one_process_at_a_time_and_includes_itself(turns):
+def test_a_turn_excludes_other_processes_and_is_reentrant(turns):
     assert is_free(turns)
     with turn_on(PLACE):
         with turn_on(PLACE):
@@ -538,7 +538,7 @@ def test_another_thread_of_the_same_process_waits_as_well(turns):
     assert not device.is_waiting()
 
 
-def test_who_does_not_let_go_is_passed_over(turns):
+def test_a_lock_that_is_never_released_is_passed_over(turns):
     held = FileLock(turns)
     held.acquire()
     _, entered = waiting_thread()
@@ -548,10 +548,10 @@ def test_who_does_not_let_go_is_passed_over(turns):
         FileLock(turns).acquire(timeout=0)  # it still has it
 
 
-def test_a_rank_that_waits_for_its_turn_notices_that_it_is_alone(monkeypatch, turns):
-    """Whoever has the turn may be what the store has gone with."""
+def test_a_rank_that_waits_for_its_turn_notices_a_lost_store(monkeypatch, turns):
+    """The store may have been on the rank that has the turn."""
     release = threading.Event()
-    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(liveness, "SILENT_SECONDS", 0.2)
     with FileLock(turns):
         for answer in (release.wait, Broken().get):
@@ -564,24 +564,24 @@ def test_a_rank_that_waits_for_its_turn_notices_that_it_is_alone(monkeypatch, tu
             cluster.leave()
 
 
-def test_who_has_had_its_turn_makes_way_for_who_waits():
+def test_a_rank_yields_the_device_to_one_that_waits():
     clock = Clock()
     first, second, third = clusters = ranks(3, clock)
     third.state = replace(third.state, host="another")
-    introduce(clusters, CPU, CPU, CPU)
+    set_devices(clusters, CPU, CPU, CPU)
 
     def waits():
         before = clock.now
-        first.arrived()
-        first.make_way()
+        first.receive()
+        first.yield_device()
         return clock.now > before
 
     assert not waits()  # the second has not begun
-    first.offer([])
+    first.publish_known([])
     assert second.known() == []
     assert third.known() == []
     assert waits()
-    second.take(0.0)
+    second.start_problem(0.0)
     assert not waits()
     second.send(make_problem(8), make_record(8))
     assert waits()
@@ -594,39 +594,39 @@ def test_only_a_lost_rank_is_passed_over_and_only_once(monkeypatch):
     monkeypatch.setattr("autolora.cluster.ranks.pass_over", passed.append)
     clock = Clock()
     first, second, third = clusters = ranks(3, clock)
-    introduce(clusters, CPU, CPU, CPU)
-    second.take(0.0)
-    third.take(0.0)
+    set_devices(clusters, CPU, CPU, CPU)
+    second.start_problem(0.0)
+    third.start_problem(0.0)
 
     def listen(seconds, *speakers):
         for _ in range(seconds):
             clock.now += 1.0
             for cluster in (*speakers, first):
-                cluster.arrived()
+                cluster.receive()
 
     listen(30, third)
     assert first.peers[1].lost == DEAD
     monkeypatch.setattr("autolora.cluster.ranks.is_waiting", lambda: True)
-    first.arrived()
+    first.receive()
     assert passed == []  # the third has the lock by now
     third.send(make_problem(8), make_record(8))
     passed.clear()
-    first.arrived()
-    first.arrived()
+    first.receive()
+    first.receive()
     assert passed == ["cpu"]
 
 
 @pytest.mark.parametrize(
-    ("name", "found", "lane"),
+    ("name", "found", "key"),
     [
         ("cpu", None, "cpu"),
         ("cuda:1", SimpleNamespace(), "cuda-1"),
         ("cuda:0", SimpleNamespace(uuid="12ab-34/cd"), "cuda-12ab-34-cd"),
     ],
 )
-def test_a_device_has_one_name_for_all_processes(monkeypatch, name, found, lane):
+def test_a_device_has_one_name_for_all_processes(monkeypatch, name, found, key):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    assert lane_of(torch.device(name)) == lane
+    assert device_key(torch.device(name)) == key
 
 
 # ---- a rank of a run
@@ -639,7 +639,7 @@ def claimed(cluster, problem, kind=""):
 
 def test_nothing_is_counted_twice_in_an_interrupted_run(path):
     first, second = clusters = ranks(2)
-    introduce(clusters, HERE, HERE)
+    set_devices(clusters, HERE, HERE)
     mine, theirs = SMALL, SMALL.at(8)
     assert claimed(second, theirs)
     record = make_record(8, environment=HERE, problem=theirs)
@@ -655,16 +655,16 @@ def test_nothing_is_counted_twice_in_an_interrupted_run(path):
     assert [share.measured for share in result.shares] == [0, 1]
 
 
-def test_what_a_lost_rank_has_begun_is_brought_to_an_end(path, tmp_path, monkeypatch):
+def test_the_family_that_a_lost_rank_has_claimed_is_finished(path, tmp_path, monkeypatch):
     """The counts between two of a family: those that it had not claimed yet."""
     made_up_clock(monkeypatch.setattr)
     problems = [SMALL.at(tokens) for tokens in (50, 200)]
     alone = tune_problems(problems, cache=tmp_path / "alone.json", between=True)
     assert len(alone.records) > 2
     first, second = clusters = ranks(2)
-    introduce(clusters, HERE, HERE)
+    set_devices(clusters, HERE, HERE)
     assert claimed(second, SMALL.at(1), "family/")
-    second.take(0.0)  # and it is never heard of again
+    second.start_problem(0.0)  # and it is never heard of again
     result = tune_problems(problems, cache=path, between=True, cluster=first)
     assert {r.problem: r.winner for r in result.records} == {
         r.problem: r.winner for r in alone.records
@@ -673,10 +673,10 @@ def test_what_a_lost_rank_has_begun_is_brought_to_an_end(path, tmp_path, monkeyp
     assert [share.state for share in result.shares] == [FINISHED, DEAD]
 
 
-def test_what_others_cannot_measure_is_told_with_their_rank(path, monkeypatch):
+def test_failures_of_other_ranks_name_the_rank(path, monkeypatch):
     made_up_clock(monkeypatch.setattr)
     first, second, third = clusters = ranks(3)
-    introduce(clusters, HERE, HERE, OLDER)
+    set_devices(clusters, HERE, HERE, OLDER)
     theirs = SMALL.at(8)
     assert claimed(second, theirs)
     second.send(theirs, None, "out of memory")

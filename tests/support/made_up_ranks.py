@@ -107,7 +107,7 @@ def play(fate, fated):
 
     made_up_clock(setattr)
     device._LOOK_SECONDS = 0.2
-    liveness.BEAT_SECONDS = 0.2
+    liveness.HEARTBEAT_SECONDS = 0.2
     if fate.startswith("killed"):
         liveness.SILENT_SECONDS = 3.0
     if fate == "joined":
