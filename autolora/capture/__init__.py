@@ -1,1 +1,1 @@
-"""Capture: from a model to the problems that its LoRA layers pose in training."""
+"""Capture: from a model to the problems of its LoRA layers in training."""

@@ -1,7 +1,7 @@
-"""Which problems a model poses: seen in one run of it, or taken from its layers without running it.
+"""The problems of a model: seen in one run of its code, or stated from its layers without a run.
 
-A run tells how many tokens reach each LoRA layer and which layers need no gradient of their input,
-as the first of a frozen model do not. It is a run of the model's code without its numbers.
+A run shows how many tokens reach each LoRA layer and which layers need no gradient of their input,
+such as the first ones of a frozen model. It computes shapes only, see :mod:`.fakes`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autolora.capture.example_inputs import call, example_of
 from autolora.capture.fakes import Fakes, running
-from autolora.capture.interception import TensorIds, autocasting, intercept
-from autolora.capture.model_file import one_line
+from autolora.capture.forward import TensorIds, call, example_of, intercept
+from autolora.capture.model_file import summary_of
 from autolora.capture.target import DEFAULT_BATCH_SIZE, Target
-from autolora.capture.varying import Varying, ladders, note_of
+from autolora.capture.varying import Varying, note_of, varying_layers
 from autolora.capture.weightless import without_weights
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 logger = logging.getLogger("autolora")
 
@@ -36,45 +36,48 @@ class Capture:
     """The problems of a model.
 
     Args:
-        layers: path of each LoRA layer with a problem that it poses, in order of appearance;
-            a layer that is called with several token counts appears once for each.
-        left: paths of LoRA layers that pose none, each with the reason.
-        notes: what was assumed, and what was odd; one sentence each.
-        sizes: token counts that each layer was asked about, where these were not seen in a run.
-        inputs: for each entry of ``layers`` that was seen in a run which X it got, as a number:
-            equal numbers are one tensor, as q, k and v of a block get.
-        varying: the least and the most tokens that layers were seen to get whose token counts the
-            data decide, by path; these appear in ``layers`` once for each count of a ladder.
+        layers: path and problem of each LoRA layer, in order of appearance; a layer that is called
+            with several token counts appears once for each.
+        left: paths of the LoRA layers without a problem, each with the reason.
+        notes: what was assumed or left out; one sentence each.
+        sizes: token counts that were given, instead of seen in a run.
+        inputs: a number for the X of each entry of ``layers`` that was seen in a run; equal numbers
+            are one tensor, such as the X of q, k and v.
+        varying: by path, the least and the most tokens of each layer whose token counts depend on
+            the data; these appear in ``layers`` once for each of several counts.
     """
 
-    layers: list[tuple[str, Problem]] = field(default_factory=list)
+    layers: list[tuple[str, BaseProblem]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sizes: tuple[int, ...] = ()
-    inputs: dict[tuple[str, Problem], int] = field(default_factory=dict)
+    inputs: dict[tuple[str, BaseProblem], int] = field(default_factory=dict)
     varying: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[BaseProblem]:
         """The distinct problems, in order of first appearance."""
         return list(self.uses)
 
     @property
-    def uses(self) -> Counter[Problem]:
+    def uses(self) -> Counter[BaseProblem]:
         """How many layers share each problem."""
         return Counter(problem for _, problem in self.layers)
 
-    def changed(self, change: Callable[[Problem], Problem]) -> Capture:
+    def changed(self, change: Callable[[Any], BaseProblem]) -> Capture:
         """The same layers with other problems."""
-        layers = [(name, change(problem)) for name, problem in self.layers]
-        inputs = {(name, change(problem)): x for (name, problem), x in self.inputs.items()}
-        return _distinct(Capture(layers, self.left, self.notes, self.sizes, inputs, self.varying))
+        return self.expanded(lambda _, problem: [change(problem)])
 
     def at(self, tokens: Sequence[int]) -> Capture:
         """The same layers at other token counts."""
-        layers = [(name, problem.at(count)) for name, problem in self.layers for count in tokens]
-        inputs = {(n, p.at(count)): x for (n, p), x in self.inputs.items() for count in tokens}
-        return _distinct(Capture(layers, self.left, self.notes, tuple(tokens), inputs))
+        found = self.expanded(lambda _, problem: list(map(problem.at, tokens)))
+        return replace(found, sizes=tuple(tokens), varying={})
+
+    def expanded(self, change: Callable[[str, BaseProblem], Sequence[BaseProblem]]) -> Capture:
+        """The same layers, each with the problems that ``change(path, problem)`` gives."""
+        layers = [(name, new) for name, problem in self.layers for new in change(name, problem)]
+        inputs = {(n, new): x for (n, p), x in self.inputs.items() for new in change(n, p)}
+        return _distinct(replace(self, layers=layers, inputs=inputs))
 
 
 def capture(
@@ -86,10 +89,10 @@ def capture(
     tokens: Sequence[int] = (),
     autocast: torch.dtype | None = None,
 ) -> Capture:
-    """The problems that a target will pose in training.
+    """The problems of a target in training.
 
     Args:
-        target: its code is run, without numbers.
+        target: its model's code is run, without numbers.
         device: type of the device that will train it.
         batch_size: of the run, :data:`DEFAULT_BATCH_SIZE` unless given.
         seq_len: of the run; the target's own unless given.
@@ -97,32 +100,30 @@ def capture(
         autocast: its dtype while training, None where it is off.
 
     Raises:
-        AutoloraError: no LoRA layer poses a problem.
+        AutoloraError: no LoRA layer has a problem.
     """
     batch, length = batch_size or DEFAULT_BATCH_SIZE, seq_len or target.seq_len
-    assumed = [batch * length]
-    if target.inputs is None:
-        found = model_problems(target.model, tokens or assumed, autocast, device)
-        if not tokens:
-            found.notes.append(
-                "the file has no example_inputs(batch_size, seq_len): every layer is taken to get "
-                f"{batch * length} tokens, {batch} sequences of {length}"
-            )
-    else:
+    found, problem = None, "the file has no example_inputs(batch_size, seq_len)"
+    if target.inputs is not None:
         given = example_of(target.inputs, batch, length)
         try:
             found = run_problems(target.model, given, autocast, device)
-        except Exception as error:  # whatever a model does that cannot run without numbers
-            found = model_problems(target.model, tokens or assumed, autocast, device)
-            note = f"the model cannot be run without its numbers ({one_line(error)})"
+        except Exception as error:  # of any model that cannot run without numbers
+            problem = f"the model cannot be run without its numbers ({summary_of(error)})"
+    if found is None:
+        found = model_problems(target.model, tokens or [batch * length], autocast, device)
+        if not tokens:
             found.notes.append(
-                f"{note}: every layer is taken to get {batch * length} tokens, {batch} of {length}"
-                if not tokens
-                else f"{note}: which layers need the gradient of their input is assumed"
+                f"{problem}: every layer is taken to get {batch * length} tokens, {batch} "
+                f"sequences of {length}"
             )
-        else:
-            found = found.at(tokens) if tokens else found
-            found.notes += note_of(found.varying, found.layers)
+        elif target.inputs is not None:
+            found.notes.append(
+                f"{problem}: which layers need the gradient of their input is assumed"
+            )
+    else:
+        found = found.at(tokens) if tokens else found
+        found.notes += note_of(found.varying, found.layers)
     if not found.layers:
         raise AutoloraError(
             "no LoRA layer of this model was called"
@@ -144,24 +145,24 @@ def model_problems(
     autocast: torch.dtype | None = None,
     device: str | None = None,
 ) -> Capture:
-    """The problems of a model's LoRA layers at some token counts, without running it.
+    """The problems of a model's LoRA layers at given token counts, without running it.
 
-    Nothing tells which layers need no gradient of their input. The first ones seldom do, since what
-    feeds them is frozen: those that share the first layer's parent and its ``in_features`` are
-    taken to pose both problems.
+    Which layers need no gradient of their input is not known. The first ones of a frozen model do
+    not: the layers with the first layer's parent and ``in_features`` get a problem for each case.
 
     Args:
         model: any module with LoRA layers.
-        tokens: counts that each layer gets.
+        tokens: counts of each layer.
         autocast: its dtype while training, None where it is off.
         device: type of the device that will train it; where the weights are unless given.
     """
     found = Capture(left=left_layers(model), sizes=tuple(tokens))
     layers = adapted_layers(model)
-    first = [each for each in layers if _reads_the_same(each, layers[0])]
+    first = layers and _parent_and_width(layers[0])
     for layer in layers:
         weights = tuple(name for name, w in layer.weights.items() if w.requires_grad)
-        for needs in (weights, ("X", *weights)) if layer in first else (("X", *weights),):
+        either = _parent_and_width(layer) == first
+        for needs in (weights, ("X", *weights)) if either else (("X", *weights),):
             for count in tokens:
                 _note(found, layer, count, needs, autocast, device)
     return _distinct(found)
@@ -170,11 +171,11 @@ def model_problems(
 def run_problems(
     model: nn.Module, inputs: Any, autocast: torch.dtype | None = None, device: str | None = None
 ) -> Capture:
-    """The problems that a model's LoRA layers pose in one training forward pass.
+    """The problems of a model's LoRA layers in one training forward pass.
 
-    The model's code runs in train mode with gradients enabled, but without its numbers, see
-    :mod:`autolora.capture.fakes`. Where chance stood in for numbers it runs a second time: layers
-    that then get other token counts, as the experts of a mixture do, are given a ladder of counts.
+    The model's code runs in train mode with gradients enabled, but without numbers, see
+    :mod:`autolora.capture.fakes`. If random numbers stood in for data, it runs a second time:
+    layers that then get other token counts, such as experts, get problems at several counts.
 
     Args:
         model: any module with LoRA layers; nothing of it is changed.
@@ -183,7 +184,7 @@ def run_problems(
         device: type of the device that will train it; where the weights are unless given.
 
     Raises:
-        Exception: the model raised before every LoRA layer was called.
+        Exception: of the model, before all LoRA layers were called.
     """
     found, mode = _run(model, inputs, autocast, device, seed=0)
     if not mode.drawn:
@@ -191,13 +192,14 @@ def run_problems(
     again, _ = _run(model, inputs, autocast, device, seed=1)
     weights = {layer.name: layer.weights for layer in adapted_layers(model)}
     sizes = {name: (own["A"].shape[1], own["B"].shape[0]) for name, own in weights.items()}
-    return _joined(found, again, ladders((found.layers, again.layers), sizes, mode.rows or None))
+    varying = varying_layers((found.layers, again.layers), sizes, mode.rows or None)
+    return _joined(found, again, varying)
 
 
 def _run(
     model: nn.Module, inputs: Any, autocast: torch.dtype | None, device: str | None, seed: int
 ) -> tuple[Capture, Fakes]:
-    """What one run shows."""
+    """The problems seen in one run, and the mode that it ran in."""
     found = Capture(left=left_layers(model))
     layers = adapted_layers(model)
     seen: set[str] = set()
@@ -219,7 +221,7 @@ def _run(
             needs = needs if torch.is_grad_enabled() else ()
             problem = _note(found, layer, x.numel() // x.shape[-1], needs, active, device)
             if problem is not None:
-                read = x.to(getattr(torch, problem.dtype))  # what autocast casts is nobody else's
+                read = x.to(getattr(torch, problem.dtype))  # autocast makes a tensor of its own
                 found.inputs.setdefault((layer.name, problem), tensors.number(read))
         return x.dtype if layer.quantised else active or layer.base_dtype
 
@@ -228,8 +230,8 @@ def _run(
         without_weights(model, mode),
         running(mode, seed),
         torch.enable_grad(),
-        autocasting("cpu", autocast),
-        autocasting(asked, autocast),
+        torch.autocast("cpu", autocast) if autocast else nullcontext(),
+        torch.autocast(asked, autocast) if autocast else nullcontext(),
     ):
         model.train()
         intercept(layers, note)
@@ -243,27 +245,24 @@ def _run(
 
 
 def _joined(found: Capture, again: Capture, varying: Mapping[str, Varying]) -> Capture:
-    """Two runs as one, with ladders for the layers whose token counts the data decide."""
-    joined = Capture(varying={name: (each.least, each.most) for name, each in varying.items()})
+    """Joins two runs, with several counts for the layers whose token counts vary."""
 
-    def rungs(name: str, problem: Problem) -> list[Problem]:
+    def at_counts(name: str, problem: BaseProblem) -> list[BaseProblem]:
         return varying[name].instead_of(problem) if name in varying else [problem]
 
+    first, second = found.expanded(at_counts), again.expanded(at_counts)
     unseen = [(name, problem) for name, each in varying.items() for problem in each.problems]
-    for name, problem in (*found.layers, *again.layers, *unseen):
-        joined.layers += [(name, rung) for rung in rungs(name, problem)]
-    called = {name for name, _ in joined.layers}
-    joined.left = [
+    layers = first.layers + second.layers + unseen
+    called = {name for name, _ in layers}
+    left = [
         (name, why)
         for name, why in found.left + again.left
         if not (why == _NOT_CALLED and name in called) and not (why == _EMPTY and name in varying)
     ]
     later = len(found.inputs)  # numbers of the second run are other tensors
-    for inputs, offset in ((found.inputs, 0), (again.inputs, later)):
-        for (name, problem), number in inputs.items():
-            for rung in rungs(name, problem):
-                joined.inputs.setdefault((name, rung), number + offset)
-    return _distinct(joined)
+    inputs = {key: number + later for key, number in second.inputs.items()} | first.inputs
+    ranges = {name: (each.least, each.most) for name, each in varying.items()}
+    return _distinct(Capture(layers, left, inputs=inputs, varying=ranges))
 
 
 def _distinct(found: Capture) -> Capture:
@@ -272,14 +271,8 @@ def _distinct(found: Capture) -> Capture:
     return found
 
 
-def _reads_the_same(layer: AdaptedLayer, first: AdaptedLayer) -> bool:
-    def parent(name: str) -> str:
-        return name.rpartition(".")[0]
-
-    def width(layer: AdaptedLayer) -> int:
-        return layer.weights["A"].shape[1]
-
-    return parent(layer.name) == parent(first.name) and width(layer) == width(first)
+def _parent_and_width(layer: AdaptedLayer) -> tuple[str, int]:
+    return layer.name.rpartition(".")[0], layer.weights["A"].shape[1]
 
 
 def _note(
@@ -289,7 +282,7 @@ def _note(
     gradients: Sequence[str],
     autocast: torch.dtype | None,
     device: str | None,
-) -> Problem | None:
+) -> BaseProblem | None:
     try:
         problem = layer.problem(tokens, gradients=gradients, autocast=autocast, device=device)
     except ValueError as error:  # a dtype or a device that no graphs exist for

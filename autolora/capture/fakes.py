@@ -1,9 +1,8 @@
-"""Running a model's code without the numbers of its weights: a float is a shape alone.
+"""Running a model's code without the numbers of its weights: floats have a shape alone.
 
-What is computed of numbers that are known stays known: positions, masks, counts. Integers and truth
-values that would come of unknown floats are drawn at random, since they decide where data go: a
-mixture of experts then sends about as many tokens to each. Nothing large is allocated, and every
-device is the CPU.
+What is computed from known numbers stays known: positions, masks, counts. Integers and booleans
+that depend on unknown floats are drawn at random, since they decide where data go: a mixture then
+sends about as many tokens to each expert. Nothing large is allocated, and every device is the CPU.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import DynamicOutputShapeException, FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
@@ -29,32 +30,32 @@ _aten = torch.ops.aten
 
 
 class _Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """Torch's fake tensors, but those of floats keep their numbers, if known, at any usual size."""
+    """Torch's fake tensors, but those of floats keep known numbers up to :data:`_MOST` elements."""
 
     def may_turn_const(self, t: Tensor) -> bool:
         return type(t) is Tensor and t.numel() <= _MOST and not t.is_meta
 
 
 class Fakes(TorchDispatchMode):
-    """Computes with shapes where the numbers are not known, while it is entered.
+    """While it is entered, computes with shapes where the numbers are not known.
 
     Floats are fake tensors, with or without numbers; integers are real tensors.
     """
 
     drawn: bool
-    """Whether a number was drawn that data would have decided: another run may differ."""
+    """Whether a number was drawn that would depend on data: another run may differ."""
     rows: int
-    """The most rows that were sorted or searched for maxima, such as the tokens of a router."""
+    """The most rows of a sort or a search for maxima, such as the tokens of a router."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.drawn, self.rows = False, 0
         self._shapes = _Shapes()
 
-    def stand_in(self, tensor: Tensor) -> Tensor:
-        """What a tensor from outside is taken for.
+    def as_fake(self, tensor: Tensor) -> Tensor:
+        """The tensor that replaces one from outside.
 
-        Floats lose their numbers, unless there is but one; integers on the meta device get ones.
+        Floats lose their numbers, unless there is only one; integers on the meta device are ones.
         """
         if isinstance(tensor, FakeTensor):
             return tensor
@@ -73,7 +74,7 @@ class Fakes(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs["device"] = _CPU
         given, form = tree_flatten((args, kwargs))
-        given = [self.stand_in(each) if isinstance(each, Tensor) else each for each in given]
+        given = [self.as_fake(each) if isinstance(each, Tensor) else each for each in given]
         if all(each.constant is not None for each in given if isinstance(each, FakeTensor)):
             shapes = None if _is_small(given) else self._sized(func, given, form)
             if not all(map(_fits, tree_leaves(shapes))):
@@ -87,7 +88,7 @@ class Fakes(TorchDispatchMode):
         return self._numbered(shapes, func, given, form)
 
     def _known(self, tensor: Tensor) -> Tensor:
-        """A real tensor as it is passed on."""
+        """A tensor that keeps its numbers."""
         if _countable(tensor) or isinstance(tensor, FakeTensor):
             return tensor
         with self._shapes:
@@ -100,7 +101,7 @@ class Fakes(TorchDispatchMode):
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
     def _run(self, func: Any, given: list[Any], form: Any) -> Any:
-        """An operation on fake tensors; integers that are real count as shapes alone."""
+        """Runs an operation on shapes alone."""
         if func.overloadpacket.__name__ == "_grouped_mm":  # torch says its shape for bfloat16 only
             x, weights = given[:2]
             return x.new_empty((*x.shape[:-1], weights.shape[-1]))
@@ -110,7 +111,7 @@ class Fakes(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _sized(self, func: Any, given: list[Any], form: Any) -> Any:
-        """The shapes of what an operation would give, None where its input decides them."""
+        """The shapes of an operation's results, None if they depend on numbers."""
         try:
             return self._run(
                 func,
@@ -121,7 +122,7 @@ class Fakes(TorchDispatchMode):
             return None
 
     def _computed(self, func: Any, given: list[Any], form: Any) -> Any:
-        """An operation on numbers that are all known."""
+        """Runs an operation whose inputs are all known."""
         if any(isinstance(each, FakeTensor) for each in given):
             with self._shapes:
                 given = [_aten.lift_fresh(each) if _is_real(each) else each for each in given]
@@ -130,11 +131,11 @@ class Fakes(TorchDispatchMode):
             args, kwargs = tree_unflatten(given, form)
             outcome = tree_map_only(Tensor, self._known, func(*args, **kwargs))
         if "empty" in func.overloadpacket.__name__ and isinstance(outcome, FakeTensor):
-            outcome.constant = None  # what is there means nothing
+            outcome.constant = None  # uninitialised memory
         return outcome
 
     def _numbered(self, shapes: Any, func: Any, given: list[Any], form: Any) -> Any:
-        """What an operation on fake tensors gives, with integers that are known or drawn."""
+        """The results of an operation on fake tensors, with integers that are known or drawn."""
         args, kwargs = tree_unflatten(given, form)
         return tree_map_only(FakeTensor, lambda y: self._numbers(y, func, args, kwargs), shapes)
 
@@ -146,17 +147,17 @@ class Fakes(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in _ORDERS and shape.dtype == torch.int64 and shape.numel():
             return self._order(shape, _bound(func, args, kwargs))
-        if name in ("eq", "ne"):  # random floats are never equal, but what is no NaN equals itself
+        if name in ("eq", "ne"):  # random floats are never equal, but equal themselves
             return torch.full(shape.shape, (args[0] is args[1]) == (name == "eq"))
         if name in ("isnan", "isinf"):
             return torch.full(shape.shape, False)
         return self._draw(shape)
 
     def _order(self, shape: Tensor, given: dict[str, Any]) -> Tensor:
-        """Random places on the axis that was sorted or searched, all distinct if they can be.
+        """Random indices on the axis of a sort or search, all distinct if that is possible.
 
         Args:
-            shape: of the places.
+            shape: of the indices.
             given: the arguments of the operation.
         """
         self.drawn = True
@@ -175,7 +176,7 @@ class Fakes(TorchDispatchMode):
         return torch.randint(2, shape.shape).to(shape.dtype)
 
     def _without_numbers(self, func: Any, args: Any, kwargs: Any, error: Exception) -> Any:
-        """What no shape tells: a number, or a shape that hangs on numbers; else the error."""
+        """The result of an operation that depends on unknown numbers, or raises the error."""
         operation = func.overloadpacket
         if operation is _aten.equal:
             return False
@@ -193,14 +194,46 @@ class Fakes(TorchDispatchMode):
         raise error
 
 
+class _Attention(TorchFunctionMode):
+    """Computes the shapes of attention without mask and softmax.
+
+    Where a torch has no fused kernel, such as 2.6 for grouped heads on the CPU, it would build a
+    causal mask in every layer and ask which of its rows are empty.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is scaled_dot_product_attention:
+            return _attention(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *_: Any,
+    enable_gqa: bool = False,
+    **__: Any,
+) -> Tensor:
+    if enable_gqa:  # one head of the keys and values broadcasts to all of the queries
+        key, value = key[..., :1, :, :], value[..., :1, :, :]
+    scores = query @ key.transpose(-2, -1)
+    if attn_mask is not None and attn_mask.requires_grad:
+        scores = scores + attn_mask
+    return scores @ value
+
+
 @contextmanager
 def running(mode: Fakes, seed: int) -> Iterator[None]:
-    """Enters a mode, with random numbers of its own; the generator goes on as if never used."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints what is raised as well
+    """Enters a mode with a seed; the state of the generator is restored afterwards."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it also logs what it raises
     silent = log.disabled
     log.disabled = True
     try:
-        with torch.random.fork_rng(devices=[]), mode:
+        with torch.random.fork_rng(devices=[]), mode, _Attention():
             torch.default_generator.manual_seed(seed)
             yield
     finally:
@@ -219,7 +252,7 @@ def shapes_only(value: Any) -> Any:
 
 
 def _countable(tensor: Tensor) -> bool:
-    """Whether the elements are integers or truth values."""
+    """Whether the elements are integers or booleans."""
     return not tensor.is_floating_point() and not tensor.is_complex()
 
 
@@ -228,12 +261,12 @@ def _is_real(value: Any) -> bool:
 
 
 def _fits(outcome: Any) -> bool:
-    """Whether what an operation gives is small enough to keep its numbers."""
+    """Whether a result is small enough to keep its numbers."""
     return not isinstance(outcome, Tensor) or outcome.numel() <= _MOST
 
 
 def _is_small(given: Sequence[Any]) -> bool:
-    """Whether no outcome can be large: at most all elements with each other, and each number."""
+    """Whether no result can be large: the product of all sizes and integers bounds it."""
     sizes = (each.numel() if isinstance(each, Tensor) else each for each in given)
     return math.prod(abs(size) for size in sizes if type(size) is int and size) <= _MOST
 
@@ -246,7 +279,7 @@ def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _places(indices: Any) -> list[Tensor | None]:
-    """Indices with masks replaced by the places that they let through."""
+    """Indices with masks replaced by the indices of their true elements."""
     found: list[Tensor | None] = []
     for index in indices:
         masks = index is not None and index.dtype == torch.bool

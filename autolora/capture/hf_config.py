@@ -1,7 +1,7 @@
 """A Hugging Face ``config.json``: its model on the meta device, and the input of its forward.
 
-The only room that imports transformers. It reads the configuration, never weights, runs no code
-that a configuration names, and asks no network.
+The only module that imports transformers. It reads no weights, runs no code that a configuration
+names, and uses no network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autolora.capture.model_file import one_line
+from autolora.capture.model_file import summary_of
 from autolora.errors import AutoloraError
 
 logger = logging.getLogger("autolora")
@@ -42,8 +42,8 @@ class ConfigModel:
 
     Args:
         model: on the meta device, without weights.
-        longest: the most tokens that its positions allow, None where it does not say.
-        notes: what was set aside.
+        longest: the most tokens that its positions allow, None if that is not known.
+        notes: what was ignored.
     """
 
     model: Any
@@ -78,9 +78,9 @@ class ConfigModel:
         return given
 
     def _images(self, batch_size: int) -> tuple[dict[str, Tensor], int]:
-        """An image for each sequence, and how many tokens stand for it.
+        """The images, one for each sequence, and the number of tokens that stand for each.
 
-        There are none for a model that takes images of no fixed size, or other things with them.
+        None for a model whose images have no fixed size or need other arguments.
         """
         config = self.model.config
         vision = getattr(config, "vision_config", getattr(config, "encoder", config))
@@ -91,8 +91,8 @@ class ConfigModel:
             pixels = self._empty(*shape)
             try:
                 seen = self.model.get_image_features(pixels)
-            except Exception as error:  # whatever a model does with images of another kind
-                logger.info("no image of %s: %s", shape, one_line(error))
+            except Exception as error:  # of a model that takes images of another shape
+                logger.info("no image of %s: %s", shape, summary_of(error))
                 continue
             features = tree_leaves(getattr(seen, "pooler_output", seen))
             rows = sum(each.numel() // each.shape[-1] for each in features)
@@ -124,7 +124,7 @@ def load_config(path: Path, dtype: torch.dtype | None) -> ConfigModel:
         config = transformers.AutoConfig.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever transformers makes of a file that the user wrote
+    except Exception as error:  # transformers raises all kinds for a broken file
         raise AutoloraError(
             f"cannot read {path} as a Hugging Face configuration: {_brief(error)}"
         ) from error
@@ -169,7 +169,7 @@ def _image_size(config: Any) -> tuple[int, int]:
 
 
 def _words(config: Any, batch_size: int, length: int) -> Tensor:
-    """Sequences of one and the same token, which is none with a meaning of its own."""
+    """Sequences of one and the same token, which is no special token."""
     special = {
         value
         for each in (config, config.get_text_config())
@@ -181,7 +181,7 @@ def _words(config: Any, batch_size: int, length: int) -> Tensor:
 
 
 def _image_token(config: Any) -> int | None:
-    """The token that stands for a part of an image among words, None where there is none."""
+    """The token that stands for a part of an image, None if there is none."""
     for name in ("image_token_id", "image_token_index"):
         if isinstance(token := getattr(config, name, None), int):
             return token
@@ -189,4 +189,4 @@ def _image_token(config: Any) -> int | None:
 
 
 def _brief(error: Exception) -> str:
-    return one_line(error) if not isinstance(error, (OSError, ValueError)) else str(error).strip()
+    return summary_of(error) if not isinstance(error, (OSError, ValueError)) else str(error).strip()

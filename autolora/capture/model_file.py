@@ -1,7 +1,7 @@
-"""A Python file that holds a model: run it, find the model, and tell its author what went wrong.
+"""A Python file that holds a model: runs it and finds the model.
 
 The file is run on the meta device, so that nothing is allocated; what fails there is run again on
-the CPU. Whatever the file raises becomes an :class:`AutoloraError` that shows the line in the file.
+the CPU. Whatever it raises becomes an :class:`AutoloraError` that shows the line in the file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from autolora.errors import AutoloraError
+from autolora.errors import AutoloraError, one_line
 
 logger = logging.getLogger("autolora")
 
@@ -28,21 +28,15 @@ T = TypeVar("T")
 
 INPUTS = "example_inputs"
 
-_MODULE = "autolora_model_file"  # its __name__: what it does under `"__main__"` is not done
-_USUAL = ("model", "build_model")
+_MODULE = "autolora_model_file"  # its __name__, so that code under `"__main__"` is not run
+_PREFERRED = ("model", "build_model")
 _NOT_MODELS = ("main", INPUTS)
-_MOST = 2000  # characters shown of somebody else's error message
+_BESIDE = "tune_model.py"  # a file outside a package that imports the model from it
+_LONGEST = 2000  # characters shown of the file's error message
 
 
 class UserCodeError(AutoloraError):
     """The file raised; the message names the exception and the line in the file."""
-
-
-class ExampleInputs(Protocol):
-    """What a model file offers to say which input its model gets."""
-
-    def __call__(self, batch_size: int, seq_len: int) -> Any:
-        """A tensor, or a tuple or dict of the arguments of the model's forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +44,17 @@ class ModelFile:
     """What a model file holds.
 
     Args:
-        path: of the file.
-        model: on the meta device where it can be built there.
-        example_inputs: the file's function of that name, None where it has none.
+        model: on the meta device if it can be built there.
+        inputs: the file's ``example_inputs(batch_size, seq_len)``, None if it has none. Returns a
+            tensor, or a tuple or dict of the arguments of the model's forward, on any device.
     """
 
-    path: Path
     model: nn.Module
-    example_inputs: ExampleInputs | None
-
-    def inputs(self, batch_size: int, seq_len: int) -> Any:
-        """What ``example_inputs`` gives, on whichever device."""
-        make = self.example_inputs
-        assert make is not None  # the caller has looked
-
-        def made() -> Any:
-            with as_user_error(self.path):
-                return make(batch_size, seq_len)
-
-        return _on_meta_or_cpu(self.path, INPUTS, made)
+    inputs: Callable[[int, int], Any] | None
 
 
 def load_model_file(path: Path, name: str | None) -> ModelFile:
-    """Runs a model file and takes the model called ``name``, or the one that it evidently holds.
+    """Runs a model file; its model is the one called ``name``, or the only one.
 
     Raises:
         AutoloraError: it cannot be read, raises, or holds no such model.
@@ -81,14 +63,15 @@ def load_model_file(path: Path, name: str | None) -> ModelFile:
 
     def load() -> ModelFile:
         module = _executed(path, code)
-        found = _named(path, module, name) if name else _evident(path, module)
+        found = _named(path, module, name) if name else _only_model(path, module)
         with as_user_error(path):
             model = found if isinstance(found, nn.Module) else found()
         if not isinstance(model, nn.Module):
+            made_by = getattr(found, "__name__", "model")
             raise AutoloraError(
-                f"{path.name}:{_name_of(found)} gave a {type(model).__name__}, not an nn.Module"
+                f"{path.name}:{made_by}() gave a {type(model).__name__}, not an nn.Module"
             )
-        return ModelFile(path, model, _example_inputs(path, module))
+        return ModelFile(model, _example_inputs(path, module))
 
     return _on_meta_or_cpu(path, name or "the model", load)
 
@@ -99,14 +82,12 @@ def as_user_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise UserCodeError(_story(error, path)) from error
+        raise UserCodeError(_described(error, path)) from error
 
 
-def one_line(error: BaseException) -> str:
+def summary_of(error: BaseException) -> str:
     """Type and message of an exception, on one line."""
-    message = " ".join(str(error).split())
-    name = type(error).__name__
-    return f"{name}: {message[:200]}" if message else name
+    return ": ".join(filter(None, (type(error).__name__, one_line(error))))
 
 
 def _on_meta_or_cpu(path: Path, what: str, make: Callable[[], T]) -> T:
@@ -114,7 +95,7 @@ def _on_meta_or_cpu(path: Path, what: str, make: Callable[[], T]) -> T:
         with torch.device("meta"):
             return make()
     except UserCodeError as error:
-        cause = one_line(error.__cause__ or error)
+        cause = summary_of(error.__cause__ or error)
         logger.info("%s: %s fails on the meta device (%s); trying the CPU", path.name, what, cause)
     return make()
 
@@ -158,10 +139,10 @@ def _named(path: Path, module: ModuleType, name: str) -> Any:
     )
 
 
-def _evident(path: Path, module: ModuleType) -> Any:
-    """``model``, ``build_model``, the only module or the only suitable function of a file."""
+def _only_model(path: Path, module: ModuleType) -> Any:
+    """``model``, ``build_model``, or the only module or the only suitable function of a file."""
     modules, functions = _modules(module), _functions(module)
-    for name in _USUAL:
+    for name in _PREFERRED:
         if name in modules or name in functions:
             return vars(module)[name]
     for names in (modules, functions):
@@ -178,12 +159,12 @@ def _evident(path: Path, module: ModuleType) -> Any:
 
 
 def _modules(module: ModuleType) -> list[str]:
-    first = {
-        id(value): name
-        for name, value in reversed(vars(module).items())
-        if isinstance(value, nn.Module)
-    }
-    return [name for name in vars(module) if name in first.values()]
+    """The first name of each nn.Module."""
+    first: dict[int, str] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, nn.Module):
+            first.setdefault(id(value), name)
+    return list(first.values())
 
 
 def _functions(module: ModuleType) -> list[str]:
@@ -216,13 +197,9 @@ def _required(function: Any) -> list[str]:
     ]
 
 
-def _name_of(found: Any) -> str:
-    return f"{getattr(found, '__name__', 'model')}()"
-
-
-def _example_inputs(path: Path, module: ModuleType) -> ExampleInputs | None:
+def _example_inputs(path: Path, module: ModuleType) -> Callable[[int, int], Any] | None:
     make = vars(module).get(INPUTS)
-    if make is None or not callable(make):
+    if not callable(make):
         return None
     try:
         inspect.signature(make).bind(1, 1)
@@ -230,13 +207,21 @@ def _example_inputs(path: Path, module: ModuleType) -> ExampleInputs | None:
         raise AutoloraError(
             f"{path.name}:{INPUTS} must take (batch_size, seq_len): {error}"
         ) from None
-    except ValueError:
+    except ValueError:  # a built-in without a signature
         pass
-    return make  # type: ignore[no-any-return]
+
+    def inputs(batch_size: int, seq_len: int) -> Any:
+        def call() -> Any:
+            with as_user_error(path):
+                return make(batch_size, seq_len)
+
+        return _on_meta_or_cpu(path, INPUTS, call)
+
+    return inputs
 
 
-def _story(error: BaseException, path: Path) -> str:
-    """What was raised, and the deepest line of the file that led to it."""
+def _described(error: BaseException, path: Path) -> str:
+    """What was raised, the deepest line of the file that led to it, and what to do if known."""
     if isinstance(error, SystemExit):
         head = f"{path.name} ended the program (exit code {error.code!r}) instead of giving a model"
     elif isinstance(error, SyntaxError) and error.filename == str(path):
@@ -244,11 +229,27 @@ def _story(error: BaseException, path: Path) -> str:
         return f"{path.name} is not valid Python: {error.msg}{where}"
     else:
         message = str(error).partition("\nException raised from")[0].strip()  # torch's C++ stack
-        message = message if len(message) <= _MOST else message[:_MOST] + " …"
+        message = message if len(message) <= _LONGEST else message[:_LONGEST] + " …"
         head = f"{path.name} raised {type(error).__name__}" + (f": {message}" if message else "")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    if not frames:
-        return head
-    last = frames[-1]
-    where = "" if last.name == "<module>" else f", in {last.name}"
-    return f"{head}\n  line {last.lineno}{where}" + (f": {last.line}" if last.line else "")
+    if frames:
+        last = frames[-1]
+        where = "" if last.name == "<module>" else f", in {last.name}"
+        head += f"\n  line {last.lineno}{where}" + (f": {last.line}" if last.line else "")
+    relative = isinstance(error, ImportError) and "relative import" in str(error)
+    return f"{head}\n{_instead_of_relative(path)}" if relative else head
+
+
+def _instead_of_relative(path: Path) -> str:
+    """How to name a model that a file of a package holds."""
+    folder = path.resolve().parent
+    parts = [folder.name, path.stem] if path.stem != "__init__" else [folder.name]
+    while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+        parts.insert(0, folder.name)
+    return (
+        f"TARGET is run as a file of its own, outside its package. Write {folder.parent / _BESIDE} "
+        f"with the line\n  from {'.'.join(parts)} import NAME\n(and example_inputs, if the file "
+        "has it), where NAME is the model or a function that builds it; then TARGET is "
+        f"{_BESIDE}:NAME"
+    )

@@ -1,10 +1,10 @@
-"""Recording the problems that the LoRA layers of a model pose in real training steps."""
+"""Recording the problems of a model's LoRA layers in real training steps."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,42 +16,38 @@ from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
 from autolora.nn.adapted import adapted_layers
-from autolora.nn.dispatch import LayerState, problem_of
+from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
+from autolora.nn.statement import problem_of
 from autolora.objective import Objective
-from autolora.problem import Problem
-
-Found = (
-    tuple[LayerTensors, float] | str
-)  # the tensors of a layer and its dropout now, or why it has none
+from autolora.problem import BaseProblem
 
 
 @dataclass(eq=False, slots=True)
 class Recording:
-    """The problems of a model's LoRA layers in training, ready for ``autolora.tune(recording)``.
+    """The problems of a model's LoRA layers in training, for ``autolora.tune(recording)``.
 
-    Where calls differ in their token counts alone, and in more than a few of them, it holds a
-    ladder instead: the least count, the largest, and the powers of two between. The timing cache
-    answers for the counts between those.
+    Problems that differ in many token counts alone are replaced by the least count, the largest,
+    and the powers of two between; the timing cache interpolates between those.
 
     Args:
-        model: the recorded one.
-        calls: how often each problem was posed, as it was posed.
-        left: paths of LoRA layers with the reasons why calls of theirs posed none.
-        untrained: calls that needed no gradient, as in evaluation; these are not tuned.
-        devices: where the calls ran.
+        model: that was recorded.
+        calls: number of calls with each problem.
+        left: paths of LoRA layers with the reasons why some of their calls had no problem.
+        untrained: number of calls without gradients, as in evaluation; these are not tuned.
+        devices: that the calls ran on.
     """
 
     model: nn.Module
-    calls: Counter[Problem] = field(default_factory=Counter)
+    calls: Counter[BaseProblem] = field(default_factory=Counter)
     left: list[tuple[str, str]] = field(default_factory=list)
     untrained: int = 0
     devices: list[torch.device] = field(default_factory=list)
 
     @property
-    def uses(self) -> Mapping[Problem, int]:
-        """The problems to tune, and how often each was posed; on a ladder, how often near it."""
+    def uses(self) -> Mapping[BaseProblem, int]:
+        """The problems to tune, and the number of calls with each or with token counts near it."""
         return thinned(self.calls)
 
     @property
@@ -61,10 +57,10 @@ class Recording:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the layers ran, None where they ran in several places or nowhere."""
+        """The device of all calls, None if there are several or none."""
         return self.devices[0] if len(self.devices) == 1 else None
 
-    def __iter__(self) -> Iterator[Problem]:
+    def __iter__(self) -> Iterator[BaseProblem]:
         return iter(self.uses)
 
     def __len__(self) -> int:
@@ -76,7 +72,7 @@ class Recording:
         shapes: dict[str, dict[int, int]] = {}
         for problem, number in uses.items():
             counts = shapes.setdefault(
-                f"{problem.in_features}→{problem.out_features} rank {problem.rank} {problem.kind}",
+                problem.family_text,
                 {},
             )
             counts[problem.tokens] = counts.get(problem.tokens, 0) + number
@@ -97,10 +93,10 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Records which problems the LoRA layers of a model pose while it is trained.
+    """Records the problems of a model's LoRA layers while it is trained.
 
-    For models whose input no one can describe ahead: run a few real training steps inside, then
-    ``autolora.tune`` what was recorded. Nothing that the model computes changes. Calls without
+    For models whose input cannot be described ahead: run a few real training steps inside, then
+    ``autolora.tune`` the recording. Nothing that the model computes changes. Calls without
     gradients, as in evaluation, are counted and left out::
 
         with autolora.record(model) as problems:
@@ -112,7 +108,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
         model: with LoRA layers, PEFT's (accelerated or not) or ours.
 
     Yields:
-        What was recorded so far; complete behind the block, also if an exception left it.
+        The recording so far; it is complete after the block, also if that raises.
 
     Raises:
         AutoloraError: the model has no LoRA layers.
@@ -120,10 +116,10 @@ def record(model: nn.Module) -> Iterator[Recording]:
     recording = Recording(model)
     hooks = []
     try:
-        for name, module, tensors_of in _layers(model, recording):
-            # behind the call, when all that others change of its arguments is done; and whatever
-            # becomes of it, since checkpointing leaves the last one by an exception
-            hook = _hook(recording, name, tensors_of)
+        for name, module in _layers(model, recording):
+            # after the call, when other hooks have changed its arguments; and also if it raises,
+            # since checkpointing ends its last call by an exception
+            hook = _hook(recording, name)
             hooks.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
         if not hooks and not recording.left:
             raise AutoloraError(
@@ -136,13 +132,11 @@ def record(model: nn.Module) -> Iterator[Recording]:
             handle.remove()
 
 
-def _layers(
-    model: nn.Module, recording: Recording
-) -> Iterator[tuple[str, nn.Module, Callable[[Any], Found]]]:
-    """The LoRA layers that may pose problems; the recording is told of the others."""
+def _layers(model: nn.Module, recording: Recording) -> Iterator[tuple[str, nn.Module]]:
+    """The LoRA layers that may have problems; the others are added to ``recording.left``."""
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
-            yield name, module, _our_tensors
+            yield name, module
     if "peft" in sys.modules:  # a model of PEFT's cannot exist before
         from autolora.nn.peft import lora_layers, why_left
 
@@ -150,22 +144,21 @@ def _layers(
             if reason := why_left(module):
                 recording.left.append((name, reason))
             else:
-                yield name, module, _peft_tensors
+                yield name, module
 
 
-def _our_tensors(module: LoRALinear) -> Found:
-    tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
-    return tensors if isinstance(tensors, str) else (tensors, module.dropout * module.training)
-
-
-def _peft_tensors(module: Any) -> Found:
-    from autolora.nn.peft import peft_tensors
+def _current_tensors(module: Any) -> tuple[LayerTensors, float] | str:
+    """The tensors of a layer and its dropout now, or why it has none."""
+    if isinstance(module, LoRALinear):
+        tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
+        return tensors if isinstance(tensors, str) else (tensors, module.dropout * module.training)
+    from autolora.nn.peft_internals import peft_tensors
 
     found = peft_tensors(module)
     return found if isinstance(found, str) else (found[0], found[2])
 
 
-def _hook(recording: Recording, name: str, tensors_of: Callable[[Any], Found]) -> Any:
+def _hook(recording: Recording, name: str) -> Any:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         if torch.compiler.is_compiling():
             return
@@ -175,9 +168,9 @@ def _hook(recording: Recording, name: str, tensors_of: Callable[[Any], Found]) -
         x, *more = (*args, *kwargs.values())
         if more:
             names = ", ".join(name for name in kwargs if name != "x") or "more arguments"
-            problem: Problem | str = f"its forward was given {names}"
+            problem: BaseProblem | str = f"its forward was given {names}"
         else:
-            problem = _posed(x, tensors_of(module), module)
+            problem = _problem_of(x, module)
         if isinstance(problem, str):
             if (name, problem) not in recording.left:
                 recording.left.append((name, problem))
@@ -191,8 +184,9 @@ def _hook(recording: Recording, name: str, tensors_of: Callable[[Any], Found]) -
     return note
 
 
-def _posed(x: Tensor, found: Found, module: nn.Module) -> Problem | str:
-    """The problem of a call, or why it poses none; what is said of it when it runs as a graph."""
+def _problem_of(x: Tensor, module: nn.Module) -> BaseProblem | str:
+    """The problem of a call, or why there is none."""
+    found = _current_tensors(module)
     if isinstance(found, str):
         return found
     tensors, p = found

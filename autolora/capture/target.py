@@ -1,26 +1,25 @@
-"""TARGET, as the command line names a model: its LoRA layers on the meta device, and its input."""
+"""TARGET of the command line: a model with LoRA layers on the meta device, and its input."""
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autolora.capture.experts import note_of_experts
 from autolora.capture.hf_config import CONFIG, load_config
 from autolora.capture.model_file import load_model_file
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.linear import add_lora
 from autolora.problem import QUANTISED, Problem
-
-logger = logging.getLogger("autolora")
 
 DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, 512
 
@@ -33,20 +32,20 @@ class Adapters:
     """The LoRA layers and dtypes that a target is to be trained with.
 
     Args:
-        rank: of the adapters to add; None where the model brings its own.
-        alpha: as in :func:`autolora.add_lora`, likewise target_modules.
-        target_modules: which layers get one.
+        rank: of the adapters to add; None if the model has its own.
+        alpha: as in :func:`autolora.add_lora`.
+        target_modules: as there.
         dtype: of the base model; its own unless given.
-        adapter_dtype: of A and B. Unless given: what the model brings, else the base's dtype in a
-            model file and float32 for a Hugging Face model with a narrower base, as PEFT does.
-        compute_dtype: in which the adapter branch runs; what PEFT would do unless given.
-        dropout: of the adapters to add, likewise the rest.
-        dora: whether they are DoRA's.
-        lora_bias: whether lora_B has a bias.
+        adapter_dtype: of A and B. Unless given: that of the model's adapters, else the base's dtype
+            in a model file, and float32 for a Hugging Face model with a narrower base, as in PEFT.
+        compute_dtype: in which the adapter branch runs; as in PEFT unless given.
+        dropout: of the adapters to add.
+        dora: whether these are DoRA's.
+        lora_bias: whether their lora_B has a bias.
         quantised: how the base layers will be: ``"nf4"`` or ``"int8"``, computed in ``dtype``.
 
     Raises:
-        AutoloraError: the last three do not go together, or a value is out of range.
+        AutoloraError: dora, lora_bias and quantised do not go together, or are out of range.
     """
 
     rank: int | None = None
@@ -69,7 +68,7 @@ class Adapters:
             raise AutoloraError(f"quantised must be one of {', '.join(QUANTISED)}")
 
     def of(self, problem: Problem) -> Problem:
-        """The problem of a plain LoRA layer, as it is with these adapters."""
+        """The problem of a plain LoRA layer, changed to that of these adapters."""
         gradients = problem.gradients
         if "A" in gradients or "B" in gradients:
             gradients += ("M",) * self.dora + ("c",) * self.lora_bias
@@ -89,10 +88,10 @@ class Target:
     Args:
         model: with LoRA layers, in train mode, on the meta device.
         inputs: ``(batch_size, seq_len)`` → the arguments of its forward, on the meta device; None
-            where nothing tells what they are.
-        seq_len: that a batch has unless the user says otherwise.
-        notes: what the user should know about how it was read.
-        added: the adapters that it was given, None where it brings its own.
+            if these are not known.
+        seq_len: default sequence length.
+        notes: what was ignored or left out.
+        added: the adapters that were added, None if the model has its own.
     """
 
     model: nn.Module
@@ -106,8 +105,8 @@ def load_target(target: str, adapters: Adapters) -> Target:
     """Reads ``model.py[:name]``, a Hugging Face ``config.json``, or the folder of one.
 
     Raises:
-        AutoloraError: there is no such file, it holds no model, or a model without LoRA layers and
-            no rank was given.
+        AutoloraError: there is no such file, it holds no model, or the model has no LoRA layers and
+            no rank is given.
     """
     match = _PYTHON.fullmatch(target)
     loaded = (
@@ -126,21 +125,16 @@ def _from_file(path: Path, name: str | None, adapters: Adapters) -> Target:
     if name == "":
         raise AutoloraError(f"nothing after the colon; TARGET must be {_ALLOWED}")
     file = load_model_file(path, name)
-    model = file.model
-
-    def inputs(batch_size: int, seq_len: int) -> Any:
-        return _on_meta(file.inputs(batch_size, seq_len), adapters.dtype)
-
-    given = inputs if file.example_inputs else None
-    if _has_lora(model):
+    model, given = file.model, file.inputs and partial(_meta_inputs, file.inputs, adapters.dtype)
+    if adapted_layers(model) or left_layers(model):
         _convert(model, adapters)
         own = f"{path.name} brings its own LoRA layers: the rank it gives them holds"
         notes = [] if adapters.rank is None else [own]
         return Target(model.to("meta"), given, notes=notes)
     if adapters.dtype is not None:
         model.to(adapters.dtype)
-    _add(model, adapters, adapters.adapter_dtype)
-    return Target(model.to("meta"), given, added=adapters)
+    notes = _add(model, adapters, adapters.adapter_dtype)
+    return Target(model.to("meta"), given, notes=notes, added=adapters)
 
 
 def _from_config(path: Path, adapters: Adapters) -> Target:
@@ -155,14 +149,16 @@ def _from_config(path: Path, adapters: Adapters) -> Target:
     made = load_config(path, adapters.dtype)
     narrow = made.model.dtype in (torch.bfloat16, torch.float16)
     adapter_dtype = adapters.adapter_dtype or (torch.float32 if narrow else None)
-    _add(made.model, adapters, adapter_dtype)
+    notes = made.notes + _add(made.model, adapters, adapter_dtype)
     seq_len = min(DEFAULT_SEQ_LEN, made.longest or DEFAULT_SEQ_LEN)
-    return Target(made.model, made.inputs, seq_len, made.notes, adapters)
+    return Target(made.model, made.inputs, seq_len, notes, adapters)
 
 
-def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None) -> None:
+def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None) -> list[str]:
+    """Adds the adapters asked for; notes on what gets none."""
     if adapters.rank is None:
-        return
+        return []
+    notes = note_of_experts(model, adapters.target_modules)
     add_lora(
         model,
         rank=adapters.rank,
@@ -172,22 +168,16 @@ def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None
         adapter_dtype=adapter_dtype,
         compute_dtype=adapters.compute_dtype,
     )
+    return notes
 
 
 def _convert(model: nn.Module, adapters: Adapters) -> None:
-    """Gives a model with LoRA layers the dtypes asked for; adapters keep theirs unless told."""
-    if adapters.dtype is not None:
-        own = {id(p): p.dtype for layer in adapted_layers(model) for p in layer.weights.values()}
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and id(parameter) not in own:
-                parameter.data = parameter.data.to(adapters.dtype)
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                buffer.data = buffer.data.to(adapters.dtype)
-    if adapters.adapter_dtype is not None:
-        for layer in adapted_layers(model):
-            for weight in layer.weights.values():
-                weight.data = weight.data.to(adapters.adapter_dtype)
+    """Gives a model with LoRA layers the dtypes asked for."""
+    own = {id(w) for layer in adapted_layers(model) for w in layer.weights.values()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        dtype = adapters.adapter_dtype if id(tensor) in own else adapters.dtype
+        if dtype is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
     if adapters.compute_dtype is not None:
         if "peft" in sys.modules:  # only an accelerated layer of PEFT's has a compute_dtype
             from autolora.nn.peft import accelerate, lora_layers
@@ -213,8 +203,10 @@ def _require_lora(model: nn.Module, name: str) -> None:
     )
 
 
-def _has_lora(model: nn.Module) -> bool:
-    return bool(adapted_layers(model) or left_layers(model))
+def _meta_inputs(
+    make: Callable[[int, int], Any], dtype: torch.dtype | None, batch_size: int, seq_len: int
+) -> Any:
+    return _on_meta(make(batch_size, seq_len), dtype)
 
 
 def _on_meta(value: Any, dtype: torch.dtype | None) -> Any:

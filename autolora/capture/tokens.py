@@ -1,4 +1,4 @@
-"""Token counts as people write them: ``2048``, ``1024,2048``, ``512:8192``, ``512:8192:64``."""
+"""Token counts as users write them: ``2048``, ``1024,2048``, ``512:8192``, ``512:8192:64``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from autolora.errors import AutoloraError
 
 MOST = 2**31 - 1
-MOST_COUNTS = 100_000  # more were never meant
+MOST_COUNTS = 100_000
 
 _ALLOWED = (
     "whole numbers from 1 to 2147483647, separated by commas, or ranges LOW:HIGH, which are tuned "
@@ -24,7 +24,7 @@ class Tokens:
 
     Args:
         counts: ascending, each once.
-        ranged: whether counts between these are wanted too, where the winner changes.
+        ranged: whether to add counts between these where the winner changes.
     """
 
     counts: tuple[int, ...] = ()
@@ -53,10 +53,10 @@ class Tokens:
         return cls(tuple(sorted(set(listed))))
 
 
-def rungs(low: int, high: int) -> tuple[int, ...]:
+def powers_of_two(low: int, high: int) -> tuple[int, ...]:
     """The bounds, and the powers of two between them.
 
-    >>> rungs(500, 2100)
+    >>> powers_of_two(500, 2100)
     (500, 512, 1024, 2048, 2100)
     """
     powers = (1 << exponent for exponent in range(low.bit_length(), high.bit_length()))
@@ -64,7 +64,7 @@ def rungs(low: int, high: int) -> tuple[int, ...]:
 
 
 def _part(text: str, whole: str) -> tuple[Iterable[int], bool]:
-    """The counts of one part, and whether those between them are wanted too."""
+    """The counts of one part, and whether it is a range without a step."""
     words = text.split(":")
     numbers = [int(word) if re.fullmatch("[0-9]{1,10}", word) else 0 for word in words]
     if len(numbers) > 3 or not all(1 <= number <= MOST for number in numbers):
@@ -75,7 +75,7 @@ def _part(text: str, whole: str) -> tuple[Iterable[int], bool]:
     if low > high:
         raise AutoloraError(f"the range of tokens {text!r} is empty: {low} is more than {high}")
     if not step:
-        return rungs(low, high), low < high
+        return powers_of_two(low, high), low < high
     counts = range(low, high + 1, step[0])
     if len(counts) > MOST_COUNTS:
         raise AutoloraError(

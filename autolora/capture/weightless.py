@@ -1,4 +1,4 @@
-"""A model without its weights, for as long as its code runs on fake tensors."""
+"""A model whose weights are replaced by fake tensors while its code runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from autolora.capture.fakes import Fakes
 
 @contextmanager
 def without_weights(model: nn.Module, mode: Fakes) -> Iterator[None]:
-    """Gives a model's parameters and buffers stand-ins; then all its modules are as they were.
+    """Replaces a model's parameters and buffers by fake tensors, and restores its modules.
 
     Args:
-        model: of which also everything else that is set on its modules meanwhile is undone.
-        mode: whose stand-ins they are; not entered yet.
+        model: whatever else is set on its modules inside is undone as well.
+        mode: of the fake tensors; not entered yet.
     """
     modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
     dictionaries: list[dict[str, Any]] = [
@@ -41,9 +41,9 @@ def without_weights(model: nn.Module, mode: Fakes) -> Iterator[None]:
             vars(module)["_apply"] = partial(_apply, module)
         yield
     finally:
-        for held, before in zip(dictionaries, kept, strict=True):
-            held.clear()
-            held.update(before)
+        for dictionary, before in zip(dictionaries, kept, strict=True):
+            dictionary.clear()
+            dictionary.update(before)
 
 
 def _replace(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
@@ -65,7 +65,7 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
 
 
 def _like(tensor: Tensor, mode: Fakes) -> Tensor:
-    like = mode.stand_in(tensor.detach())
+    like = mode.as_fake(tensor.detach())
     if not isinstance(tensor, nn.Parameter):
         return like.clone()  # some are counted up in place
     if not tensor.is_floating_point() and not tensor.is_complex() and not tensor.is_meta:

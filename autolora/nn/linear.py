@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from autolora.errors import AutoloraError
 from autolora.nn.defaults import objective_of
-from autolora.nn.dispatch import LayerState, run_layer
+from autolora.nn.dispatch import run_layer
+from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout, plain_tensors
 from autolora.problem import DEVICES
 
@@ -270,14 +271,19 @@ def _matches(
         get = getattr(model, "get_output_embeddings", None)
         head = get() if callable(get) else None
         return layer is not head if head is not None else name not in _HEADS
+    return matches_path(name, target_modules)
+
+
+def matches_path(path: str, target_modules: str | Collection[str]) -> bool:
+    """Whether a regular expression, or one of several names, matches a path as in PEFT."""
     if isinstance(target_modules, str):
         try:
-            return re.fullmatch(target_modules, name) is not None
+            return re.fullmatch(target_modules, path) is not None
         except re.error as error:
             raise AutoloraError(
                 f"target_modules {target_modules!r} is no regular expression: {error}"
             ) from None
-    return any(name == target or name.endswith(f".{target}") for target in target_modules)
+    return any(path == target or path.endswith(f".{target}") for target in target_modules)
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A target becomes the problems that its training will pose, without its weights."""
+"""The problems of a target in training, found without its weights."""
 
 import json
 import resource
@@ -168,7 +168,7 @@ def test_a_file_without_a_clear_model_is_an_error_that_says_what_to_do(
         ("model = '\0'", "null bytes"),
     ],
 )
-def test_what_a_file_raises_is_told_with_its_line(write, source, message):
+def test_an_error_of_a_file_shows_its_line(write, source, message):
     with pytest.raises(AutoloraError) as raised:
         load_target(write(source), R8)
     assert message in str(raised.value)
@@ -180,7 +180,7 @@ def test_an_interrupt_in_a_file_is_an_interrupt(write):
         load_target(write("raise KeyboardInterrupt"), R8)
 
 
-def test_what_fails_on_the_meta_device_is_built_on_the_cpu(write, caplog):
+def test_a_model_that_fails_on_the_meta_device_is_built_on_the_cpu(write, caplog):
     caplog.set_level("INFO", "autolora")
     source = BLOCK + "def build_model():\n    return Model(int(torch.ones(1).item()) + 1)"
     assert len(captured(write(source), tokens=[64]).layers) == 8
@@ -191,6 +191,29 @@ def test_a_file_can_import_its_neighbours(write):
     write(BLOCK, "neighbour_of_the_model.py")
     target = write("from neighbour_of_the_model import Model, example_inputs\nmodel = Model()")
     assert len(captured(target).layers) == 8
+
+
+@pytest.mark.parametrize(("inner", "dots"), [("", "."), ("inner", "..")])
+def test_a_relative_import_says_what_to_do_and_that_works(
+    write, tmp_path, monkeypatch, inner, dots
+):
+    package = tmp_path / f"made_up_package{len(dots)}"
+    (package / inner).mkdir(parents=True)
+    for folder in {package, package / inner}:
+        (folder / "__init__.py").touch()
+    (package / "layers.py").write_text(BLOCK, encoding="utf-8")
+    source = f"from {dots}layers import Model, example_inputs\ndef build():\n    return Model()\n"
+    (package / inner / "model.py").write_text(source, encoding="utf-8")
+    with pytest.raises(AutoloraError) as raised:
+        load_target(str(package / inner / "model.py"), R8)
+    said = str(raised.value)
+    assert "attempted relative import" in said
+    assert f"line 1: from {dots}layers import Model" in said
+    assert f"Write {tmp_path / 'tune_model.py'} with the line" in said
+    (line,) = (line.strip() for line in said.splitlines() if line.startswith("  from "))
+    target = write(line.replace("NAME", "build, example_inputs"), "tune_model.py")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert len(captured(f"{target}:build", batch_size=2, seq_len=8).layers) == 8
 
 
 def test_without_example_inputs_every_layer_gets_batch_times_length(write):

@@ -8,7 +8,8 @@ from torch import nn
 
 import autolora
 from autolora.capture.capture import capture, run_problems
-from autolora.capture.example_inputs import example_of
+from autolora.capture.experts import note_of_experts
+from autolora.capture.forward import example_of
 from autolora.capture.target import Adapters, load_target
 from autolora.nn.adapted import adapted_layers
 from autolora.problem import Problem
@@ -138,6 +139,18 @@ KINDS = {
     "jetmoe": ({"model_type": "jetmoe", "kv_channels": 8, **EXPERTS}, {32}),
 }
 
+# the kinds with stacked experts: how many blocks of a mixture they have, and experts in all
+STACKED = {
+    "mixtral": (2, 8),
+    "qwen3_moe": (2, 8),
+    "qwen2_moe": (2, 8),
+    "deepseek_v3": (1, 4),
+    "gpt_oss": (2, 8),
+    "llama4": (2, 8),
+    "granitemoe": (2, 8),
+    "jetmoe": (4, 16),  # mixtures of attention heads as well
+}
+
 
 def captured(config, folder, **options):
     """What is captured of a configuration, and what a training step of its model asked for."""
@@ -158,7 +171,14 @@ def test_a_kind_of_model(tmp_path, kind):
     found, asked = captured(config, tmp_path)
     assert set(found.layers) == asked
     assert {problem.tokens for problem in found.problems} == tokens
-    assert (found.varying, found.notes) == ({}, [])
+    assert found.varying == {}
+    if kind in STACKED:
+        blocks, experts = STACKED[kind]
+        (note,) = found.notes
+        assert note.startswith(f"{blocks} mixture-of-experts block{'s' * (blocks > 1)} (")
+        assert f" with {experts} routed experts in stacked 3-D weights left out" in note
+    else:
+        assert found.notes == []
 
 
 def test_a_model_that_is_shown_an_image_larger_than_its_text(tmp_path):
@@ -304,16 +324,16 @@ def mixture(kind, blocks=2, **options):
 
 @pytest.mark.parametrize("kind", [Mixture, ByMask, BySorting])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_experts_get_a_ladder(kind, device):
+def test_experts_get_several_counts(kind, device):
     model = mixture(kind).to(device)
     found = run_problems(model, torch.zeros(4, 16, dtype=torch.long, device=device), device="cpu")
     layers = {layer.name for layer in adapted_layers(model)}
     experts = {name for name in layers if ".experts." in name}
     assert found.varying.keys() == experts
-    rungs = {}
+    tuned = {}
     for name, problem in found.layers:
-        rungs.setdefault(name, set()).add(problem.tokens)
-    for name, counts in rungs.items():
+        tuned.setdefault(name, set()).add(problem.tokens)
+    for name, counts in tuned.items():
         if name in experts:
             least, most = found.varying[name]
             assert min(counts) <= max(least / 2, 1)
@@ -340,7 +360,7 @@ def test_every_count_that_training_shows_is_answered():
         assert min(known) <= layer.problem.tokens <= max(known)
 
 
-def test_experts_that_get_no_token_have_a_ladder_all_the_same():
+def test_experts_that_get_no_token_get_the_same_counts():
     model = mixture(Mixture, blocks=1, experts=40)
     found = run_problems(model, torch.zeros(1, 12, dtype=torch.long))
     assert len(found.varying) == 80
@@ -354,7 +374,43 @@ def test_experts_that_choose_their_tokens_do_not_vary():
     assert {p.tokens for n, p in found.layers if "experts" in n} == {3}
 
 
-def test_a_mixture_of_transformers_is_told_in_a_note(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "target_modules", "noted"),
+    [
+        ("mixtral", ["q_proj", "v_proj"], False),
+        ("mixtral", ["q_proj", "w1", "w3"], True),  # PEFT has new names for these
+        ("qwen3_moe", ["q_proj", "down_proj"], True),
+        ("qwen3_moe", ["q_proj", "experts.gate_proj"], True),
+        ("qwen3_moe", ["q_proj", "gate"], False),  # the router
+        ("qwen3_moe", r".*\.(q|up)_proj", True),
+        ("qwen3_moe", r".*self_attn\..*", False),
+        ("gpt_oss", ["q_proj", "experts.gate_up_proj"], True),
+    ],
+)
+def test_stacked_experts_are_noted_where_the_targets_include_them(
+    tmp_path, kind, target_modules, noted
+):
+    found, _ = captured(KINDS[kind][0], tmp_path, target_modules=target_modules)
+    assert len(found.notes) == noted
+
+
+def test_stacked_experts_that_are_written_by_hand_are_known_by_their_router():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(8, 3, bias=False)
+            self.experts = nn.Module()
+            self.experts.weight = nn.Parameter(torch.zeros(3, 16, 8))
+
+    others = [nn.Conv1d(3, 8, 3), nn.Linear(8, 3)]  # (8, 3, 3) and (3, 8)
+    plain = nn.Module()
+    plain.place, plain.first = nn.Parameter(torch.zeros(1, 9, 8)), nn.Linear(8, 1)
+    assert note_of_experts(nn.Sequential(*others, plain), "all-linear") == []
+    (note,) = note_of_experts(nn.Sequential(Experts(), *others), "all-linear")
+    assert note.startswith("1 mixture-of-experts block (0) with 3 routed experts")
+
+
+def test_a_mixture_of_transformers_has_a_note(tmp_path):
     found, asked = captured(SWITCH, tmp_path)
     experts = {name for name, _ in found.layers if ".experts." in name}
     assert set(found.varying) == experts

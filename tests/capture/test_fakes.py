@@ -92,7 +92,7 @@ def test_an_order_of_unknown_floats_is_drawn(mode, x, find, places):
         (lambda x: x.softmax(-1).multinomial(9, replacement=True), (6, 9), 4),
     ],
 )
-def test_places_of_unknown_floats_are_drawn(mode, x, find, shape, places):
+def test_indices_of_unknown_floats_are_drawn(mode, x, find, shape, places):
     found = find(x)
     assert found.shape == shape
     assert 0 <= found.min() <= found.max() < places
@@ -110,12 +110,12 @@ def test_places_of_unknown_floats_are_drawn(mode, x, find, shape, places):
         (lambda x: torch.equal(x, x + 1), False),
     ],
 )
-def test_questions_that_chance_would_answer_wrongly(mode, x, ask, answer):
+def test_comparisons_that_random_numbers_would_get_wrong(mode, x, ask, answer):
     assert bool(ask(x)) is answer
     assert not mode.drawn
 
 
-def test_questions_that_data_answer(mode, x):
+def test_a_comparison_that_depends_on_data_is_drawn(mode, x):
     assert {bool(x.sum() > 0) for _ in range(50)} == {True, False}
     assert 0 <= x.sum().item() < 1
     assert x.relu().nonzero().shape[1] == 2
@@ -152,7 +152,7 @@ def test_large_tensors_take_no_memory(mode):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
-def test_random_numbers_outside_go_on_as_if_nothing_was_drawn(x):
+def test_the_random_state_outside_does_not_change(x):
     torch.manual_seed(3)
     expected = torch.rand(5)
     torch.manual_seed(3)
@@ -165,7 +165,7 @@ def test_random_numbers_outside_go_on_as_if_nothing_was_drawn(x):
     assert torch.equal(torch.rand(5), expected)
 
 
-def test_what_cannot_be_told_is_an_error_and_prints_nothing(mode, x, caplog):
+def test_an_unknown_result_is_an_error_and_logs_nothing(mode, x, caplog):
     with pytest.raises(RuntimeError):
         x @ x
     with pytest.raises(Exception, match="unique"):

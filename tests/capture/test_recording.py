@@ -19,7 +19,7 @@ from peft_models import REGIMES, autocast_to, gradients, llama  # noqa: E402 - n
 
 
 def asked(model):
-    """How often each problem was posed, by the memory of accelerated layers."""
+    """The number of calls with each problem, as accelerated layers count them."""
     found = Counter()
     for layer in autolora.explain(model).layers:
         found[layer.problem] += layer.calls
@@ -184,7 +184,7 @@ def test_quantised_layers():
     assert [(problem.dtype, problem.layout) for problem in problems] == [("bfloat16", "nf4")]
 
 
-def test_many_token_counts_become_a_ladder():
+def test_many_token_counts_become_powers_of_two():
     model = small()
     with autolora.record(model) as problems:
         for rows in range(3, 21):

@@ -3,7 +3,7 @@
 import pytest
 
 from autolora import AutoloraError
-from autolora.capture.tokens import Tokens, rungs
+from autolora.capture.tokens import Tokens, powers_of_two
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from autolora.capture.tokens import Tokens, rungs
         ("1:2147483647", (*(1 << n for n in range(31)), 2**31 - 1), True),
     ],
 )
-def test_what_is_understood(given, counts, ranged):
+def test_valid_token_counts(given, counts, ranged):
     tokens = Tokens.of(given)
     assert (tokens.counts, tokens.ranged) == (counts, ranged)
 
@@ -33,13 +33,13 @@ def test_what_is_understood(given, counts, ranged):
     ["", "0", "-5", "1.5", "many", "512:", ":512", "1:2:3:4", "512:1024:0", "1,,2", "9" * 5000, "²",
      0, -1, [], [8, -1], 1.5, True, [True], None, 2**31, ["8"]],
 )  # fmt: skip
-def test_what_is_not(given):
+def test_invalid_token_counts(given):
     with pytest.raises(AutoloraError, match="tokens must be") as caught:
         Tokens.of(given)
     assert "LOW:HIGH" in str(caught.value)
 
 
-def test_an_empty_range_and_one_that_explodes():
+def test_an_empty_range_and_one_that_is_too_long():
     with pytest.raises(AutoloraError, match="'2048:512' is empty: 2048 is more than 512"):
         Tokens.of("2048:512")
     with pytest.raises(AutoloraError, match="has 2147483647 counts; at most 100000 are allowed"):
@@ -62,5 +62,5 @@ def test_no_tokens_are_false():
         (513, 8191, (513, 1024, 2048, 4096, 8191)),
     ],
 )
-def test_rungs(low, high, counts):
-    assert rungs(low, high) == counts
+def test_powers_of_two(low, high, counts):
+    assert powers_of_two(low, high) == counts

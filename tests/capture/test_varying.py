@@ -1,4 +1,4 @@
-"""Ladders of token counts, and the layers that need one."""
+"""Layers whose token counts vary with the data, and the counts to tune for them."""
 
 import doctest
 from collections import Counter
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autolora.cache.lookup.lookup import NEAR
 from autolora.capture import varying as module
-from autolora.capture.varying import MANY, Varying, ladders, note_of, rungs_around, thinned
+from autolora.capture.varying import MANY, Varying, counts_around, note_of, thinned, varying_layers
 from autolora.problem import Problem
 
 WIDE = Problem(8, 16, 1, 2, "float32", "cpu")
@@ -29,8 +29,8 @@ SIZES = {"gate": (8, 16), "experts.0.up": (8, 16), "experts.1.up": (8, 16), "dow
         (10, 20, 100, [4, 8, 16, 32, 64]),
     ],
 )
-def test_a_ladder_around_what_was_seen(least, most, limit, counts):
-    assert rungs_around(least, most, limit) == tuple(counts)
+def test_counts_around_those_seen(least, most, limit, counts):
+    assert counts_around(least, most, limit) == tuple(counts)
 
 
 counts_lists = st.lists(st.integers(1, 5000), min_size=1, max_size=30, unique=True)
@@ -47,19 +47,18 @@ def test_thinning_keeps_the_range_and_all_uses(wide, narrow):
         if len(counts) <= MANY:
             assert kept == {count: uses[problem.at(count)] for count in counts}
         else:
-            rungs = sorted(kept)
-            assert all(high <= NEAR * low for low, high in pairwise(rungs))
+            assert all(high <= NEAR * low for low, high in pairwise(sorted(kept)))
 
 
-def test_uses_go_to_the_nearest_rung():
+def test_calls_count_for_the_nearest_count():
     uses = Counter({WIDE.at(count): 1 for count in (4, 5, 7, 9, 10, 11, 12, 13, 14)})
     assert thinned(uses) == {WIDE.at(4): 2, WIDE.at(8): 3, WIDE.at(14): 4}
 
 
-def test_alike_layers_vary_together():
+def test_layers_whose_paths_differ_in_numbers_vary_together():
     first = [("gate", WIDE.at(9)), ("experts.0.up", WIDE.at(4)), ("down", NARROW.at(9))]
     again = [("gate", WIDE.at(9)), ("experts.0.up", WIDE.at(6)), ("down", NARROW.at(9))]
-    found = ladders((first, again), SIZES, 9)
+    found = varying_layers((first, again), SIZES, 9)
     assert found == dict.fromkeys(
         ("experts.0.up", "experts.1.up"), Varying(4, 6, (2, 4, 8, 9), (WIDE,))
     )
@@ -73,7 +72,7 @@ def test_the_range_is_that_of_all_layers_of_one_size():
         [("a.x", WIDE.at(low)), ("b.y", WIDE.at(10 * low)), ("c.z", NARROW.at(low))]
         for low in (4, 5)
     ]
-    found = ladders(runs, sizes)
+    found = varying_layers(runs, sizes)
     assert [(each.least, each.most) for each in found.values()] == [(4, 50), (4, 50), (4, 5)]
 
 
@@ -86,7 +85,7 @@ def test_the_range_is_that_of_all_layers_of_one_size():
     ],
 )
 def test_layers_that_do_not_vary(again):
-    assert ladders(([("experts.0.up", WIDE.at(4))], again), SIZES) == {}
+    assert varying_layers(([("experts.0.up", WIDE.at(4))], again), SIZES) == {}
 
 
 def test_the_note():
