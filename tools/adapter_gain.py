@@ -1,4 +1,4 @@
-"""Shows how much of a small adapter survives rounding: gain and errors of PEFT's graph and others.
+"""Shows how much of a small adapter survives rounding: gain and errors of several graphs.
 
     python tools/adapter_gain.py [--dtype bfloat16 float16 float32] [--json FILE]
 
@@ -11,13 +11,11 @@ is the standard error of a gain, which grows as the adapter shrinks below the ro
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from common.arguments import choice_of, parsed, parser_for, write
 
 from autolora.graphs.reference import reference
 from autolora.graphs.space import reference_graph, valid_graphs
@@ -31,7 +29,7 @@ ROUTES = [("merged", "merged"), ("base_first", "lowrank"), ("one_product", "one_
 
 
 def graph_of(problem, forward, dx):
-    """The graph of these two routes that keeps the most, all else narrow and as written."""
+    """The graph of these two routes that saves the most; its other products are the narrow ones."""
     found = [
         graph
         for graph in valid_graphs(problem).values()
@@ -42,7 +40,7 @@ def graph_of(problem, forward, dx):
 
 
 def outputs(data, graph):
-    """Y and dX along a graph, in float64 from there on."""
+    """Y and dX along a graph, converted to float64."""
     data.clear()
     Y = data.forward(graph)()
     Y.backward(data.G)
@@ -106,27 +104,19 @@ def gain(row, output):
 
 def main() -> None:
     """Prints a table for each dtype."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", nargs="*", choices=DTYPES, default=["bfloat16"])
+    parser = parser_for(__doc__)
+    choice_of(parser, "--dtype", DTYPES, ["bfloat16"])
     parser.add_argument(
         "--shape", nargs=3, type=int, default=[1024, 512, 512], metavar=("TOKENS", "IN", "OUT")
     )
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--size", nargs="*", type=float, default=SIZES, help="‖s·BA‖ / ‖W‖")
     parser.add_argument("--draws", type=int, default=8, help="of the random data, per row")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    options = parser.parse_args()
+    options = parsed(parser)
     tokens, i, o = options.shape
     rows = []
     for dtype in options.dtype:
-        problem = Problem(
-            in_features=i,
-            out_features=o,
-            tokens=tokens,
-            rank=options.rank,
-            dtype=dtype,
-            device="cpu",
-        )
+        problem = Problem(i, o, tokens, options.rank, dtype, "cpu")
         print(
             f"\n{dtype}, {tokens} tokens, {i}→{o}, rank {options.rank}\n"
             f"{'‖s·BA‖/‖W‖':<12}{'graph':<13}{'gain of Y':>14}{'gain of dX':>16}"
@@ -141,8 +131,7 @@ def main() -> None:
                     f"{row['error_Y']:>12.2e}{row['error_dX']:>13.2e}",
                     flush=True,
                 )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,18 @@ and backward, against PEFT's own, interleaved. The import is ``import torch, aut
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import logging
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import torch
-from bench_layer import Regime, peft_model
+from common.arguments import parsed, parser_for, temporary_cache, write
+from common.models import layer_of, one_layer
+from common.regimes import Regime
+from common.timing import interleaved
 from torch import nn
 
 import autolora
@@ -55,10 +52,10 @@ def dispatch():
     """Microseconds of look-up and dispatch on a hit, for a PEFT layer and for LoRALinear."""
     x = torch.randn(1, 64)
     Y = torch.randn(1, 64)
-    peft_layer = peft_model((1, 64, 64), 8, Regime())
+    peft_layer = one_layer(Regime(), 64, 64, 8)
     autolora.accelerate(peft_layer)
     layers = {
-        "PEFT layer": peft_layer.base_model.model.linear,
+        "PEFT layer": layer_of(peft_layer),
         "LoRALinear": autolora.LoRALinear(64, 64, 8, alpha=8),
     }
     figures = {}
@@ -80,22 +77,22 @@ def dispatch():
 
 def tiny():
     """Speed-up over PEFT's layer where only overhead counts."""
-    plain = peft_model((1, 64, 64), 8, Regime())
+    plain = one_layer(Regime(), 64, 64, 8)
     fast = copy.deepcopy(plain)
     autolora.accelerate(fast)
     autolora.tune(adapted_layers(fast)[0].problem(1))
     x, G = torch.randn(1, 64, requires_grad=True), torch.randn(1, 64)
-    samples = {"peft": [], "autolora": []}
-    for _ in range(400):
-        for name, model in (("peft", plain), ("autolora", fast)):
-            layer = model.base_model.model.linear
-            start = time.perf_counter_ns()
-            for _ in range(10):
-                layer(x).backward(G)
-            samples[name].append((time.perf_counter_ns() - start) / 1e4)
+
+    def ten_calls(model):
+        for _ in range(10):
+            layer_of(model)(x).backward(G)
+
+    models = {"peft": plain, "autolora": fast}
+    steps = {name: lambda model=model: ten_calls(model) for name, model in models.items()}
+    times = interleaved(steps, 400, warmup=0)
     return {
-        "speedup": paired(samples["peft"], samples["autolora"])[0],
-        "us": {name: median(taken) for name, taken in samples.items()},
+        "speedup": paired(times["peft"], times["autolora"])[0],
+        "us": {name: median(taken) / 1e4 for name, taken in times.items()},
     }
 
 
@@ -114,12 +111,8 @@ def imports(pairs=15):
 
 def main() -> None:
     """Prints the three figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["AUTOLORA_CACHE"] = str(Path(folder) / "timings.v1.json")
+    options = parsed(parser_for(__doc__))
+    with temporary_cache():
         figures = {"dispatch_us": dispatch(), "tiny": tiny(), "import_ms": imports()}
     for name, us in figures["dispatch_us"].items():
         print(f"look-up and dispatch on a hit, {name}: {us:.2f} µs a call")
@@ -129,8 +122,7 @@ def main() -> None:
         f"{us['autolora']:.1f} µs, {figures['tiny']['speedup']:.2f}x"
     )
     print(f"import autolora adds {figures['import_ms']:.0f} ms to import torch")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write(options.json, figures)
 
 
 if __name__ == "__main__":

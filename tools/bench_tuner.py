@@ -3,51 +3,43 @@
     OMP_WAIT_POLICY=passive python tools/bench_tuner.py [--problems 0 5] [--json FILE]
     OMP_WAIT_POLICY=passive python tools/bench_tuner.py --tokens 128:1024 --counts 40
 
-The first form tunes twelve problems in five ways: every valid graph timed at length; the tuner; the
-tuner beside a process that keeps a processor busy; the least FLOPs, which is the paper's criterion;
-and forward, then backward with a fixed time per graph, the paper's time criterion. The choices are
-then timed again together, in turn. *Regret* is the time of a choice over that of the first way's.
+The first form chooses a graph for twelve problems in five ways: timing every valid graph at length;
+the tuner; the tuner beside a process that keeps a processor busy; the least FLOPs, which is the
+paper's criterion; and forward, then backward with a fixed time per graph, the paper's time
+criterion. The choices are then timed again in turn. *Regret* is the time of a choice divided by
+that of the first way.
 
-The second form tunes a range of token counts, and asks at counts that were not tuned how far the
-interpolated choice is from the best of all graphs there.
+The second form tunes a range of token counts and measures, at counts that were not tuned, the
+regret of the interpolated choice.
 
-*Every valid graph* is each composition with BLAS alone, with oneDNN wherever it can be, and with
-the library for each product that is faster in isolation; then, for the best few compositions, with
-every choice of libraries. One that is beaten by half in two rounds is not timed further, unless
-``--keep-beaten`` is given.
+*Every valid graph* is each composition with BLAS alone, with oneDNN wherever possible, and with
+the faster library in isolation for each product; then, for the best few compositions, with every
+choice of libraries. A graph that takes 1.5 times as long as the best in two rounds is not timed
+further, unless ``--keep-beaten`` is given.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import math
 import multiprocessing
 import random
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, combinations
-from pathlib import Path
 from statistics import median
 
 import torch
+from common.arguments import parsed, parser_for, temporary_cache, write
+from common.timing import interleaved
 
 from autolora import Problem, TimingCache
 from autolora.cache.lookup.lookup import Lookup
 from autolora.capture.tokens import Tokens
 from autolora.environment import Environment
-from autolora.graphs.graph import REFERENCE
-from autolora.graphs.space import (
-    find_graph,
-    flops_graph,
-    onednn_products,
-    reference_graph,
-    valid_graphs,
-    written_costs,
-)
+from autolora.graphs.base import REFERENCE
+from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
+from autolora.graphs.unmeasured import flops_graph, untransposed_costs
 from autolora.timing.accuracy import verdict
 from autolora.timing.clock import cpu_measure
 from autolora.timing.data import Data
@@ -86,7 +78,7 @@ HOPELESS = 1.5
 
 def main() -> None:
     """Runs one of the two forms."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("--problems", nargs="*", type=int, default=range(len(PROBLEMS)))
     parser.add_argument("--effort", default="normal", help="of the tuner")
     parser.add_argument("--paper-seconds", type=float, default=6.0, help="per graph, in its way")
@@ -95,9 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", help="LOW:HIGH: show interpolated choices instead")
     parser.add_argument("--counts", type=int, default=40, help="of unseen token counts")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
+    options = parsed(parser)
     settle_allocator(CPU)
     with plain_torch(CPU):
         if options.tokens:
@@ -113,12 +103,11 @@ def main() -> None:
                 for number in options.problems
             ]
             summarise(rows)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write(options.json, rows)
 
 
 def regrets(problem, effort, paper_seconds, hopeless):
-    """The five choices for a problem, timed together; prints and gives a row."""
+    """Times the five choices for a problem together; prints them and returns a row."""
     environment = Environment.of(CPU)
     chosen, seconds = {}, {}
 
@@ -158,7 +147,7 @@ def regrets(problem, effort, paper_seconds, hopeless):
 
 
 def summarise(rows):
-    """Prints the median and the worst regret of each way, and what it cost."""
+    """Prints the median and the worst regret of each way to choose, and its cost."""
     print(f"\n{'':<8}{'median':>8}{'worst':>8}{'time':>12}{'of all graphs':>15}")
     for name in ("tuner", "busy", "flops", "paper", "PEFT"):
         found = [row["regret"][name] for row in rows]
@@ -213,9 +202,9 @@ def exhaustive(problem, times, hopeless=HOPELESS):
 
 
 def by_time_of_each_pass(problem, seconds):
-    """The fastest forward route, then the fastest backward of those that fit it."""
+    """The graph of the fastest forward pass, then the fastest backward pass that fits it."""
     data = Data.random(problem, CPU)
-    graphs = [c.graph for c in written_costs(problem) if verdict(c.graph, problem, CPU).ok]
+    graphs = [c.graph for c in untransposed_costs(problem) if verdict(c.graph, problem, CPU).ok]
     forwards = {graph.forward: graph for graph in graphs}
     best = min(forwards, key=lambda name: pass_time(data, forwards[name], seconds))
     fitting = {(g.dx, g.da, g.db): g for g in graphs if g.forward == best and "V" not in g.saves}
@@ -235,28 +224,20 @@ def pass_time(data, graph, seconds, backward=False):
 def timed_together(data, graphs, rounds=60):
     """Times of each graph, in rounds, by its name in the mapping."""
     steps = {name: data.step(graph) for name, graph in graphs.items()}
-    times = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name in random.sample(list(steps), len(steps)):
-            data.clear()
-            spent = cpu_measure(steps[name])
-            if number:
-                times[name].append(spent)
-    return times
+    return interleaved(steps, rounds, prepare=lambda _: data.clear())
 
 
 def subsets(names):
-    """All of them."""
+    """Every subset of the names."""
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
 
 
 def unseen_counts(tokens, counts, effort):
-    """Tunes a range, and compares the interpolated choice to the best at counts between."""
+    """Tunes a range, and compares the interpolated choice with the best at other counts."""
     rng = random.Random(0)
     environment = Environment.of(CPU)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "timings.v1.json"
+    with temporary_cache() as path:
         problems = [family.at(count) for family in RANGED for count in tokens.counts]
         start = time.perf_counter()
         tune_problems(problems, cache=path, effort=effort, between=tokens.ranged)
@@ -293,7 +274,7 @@ def unseen_counts(tokens, counts, effort):
 
 @contextmanager
 def a_busy_neighbour():
-    """A process that keeps one processor busy with products of matrices."""
+    """Keeps one processor busy with matrix products, in a process of its own."""
     process = multiprocessing.get_context("spawn").Process(target=busy, daemon=True)
     process.start()
     time.sleep(3)  # until it has imported torch
@@ -305,7 +286,7 @@ def a_busy_neighbour():
 
 
 def busy():
-    """Never ends."""
+    """Multiplies matrices forever."""
     torch.set_num_threads(1)
     one = torch.randn(512, 512)
     while True:

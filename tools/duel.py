@@ -2,9 +2,9 @@
 
     OMP_WAIT_POLICY=passive python tools/duel.py GRAPH OTHER [--in 512 --out 512 --tokens 2048 ...]
 
-Each is a name as ``autolora show --verbose`` prints it, ``reference`` for PEFT's. They take turns
-in an order drawn anew each round; the figure is the median of the paired ratios with its standard
-error. For example, whether the merged weight is worth keeping for the backward pass:
+Each graph is a name as ``autolora show --verbose`` prints it, ``reference`` for PEFT's. They run in
+turn, in random order; the figure is the median of the paired ratios with its standard error. For
+example, whether the merged weight is worth saving for the backward pass:
 
     python tools/duel.py --rank 128 --dtype bfloat16
         merged/h=recomputed/dX=merged/dA=via_z/dB=via_h
@@ -13,11 +13,11 @@ error. For example, whether the merged weight is worth keeping for the backward 
 
 from __future__ import annotations
 
-import argparse
-import random
 from statistics import median
 
 import torch
+from common.arguments import parsed, parser_for, write
+from common.timing import interleaved
 
 from autolora.graphs.space import find_graph
 from autolora.problem import LAYOUTS, VARIANTS, Problem
@@ -30,7 +30,7 @@ from autolora.timing.statistics import paired
 
 def main() -> None:
     """Prints both times, their ratio, and whether each graph is as accurate as PEFT's."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("graphs", nargs=2, metavar="GRAPH")
     parser.add_argument("--in", dest="in_features", type=int, default=512)
     parser.add_argument("--out", dest="out_features", type=int, default=512)
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--variant", default="lora", choices=VARIANTS)
     parser.add_argument("--dropout", action="store_true")
     parser.add_argument("--rounds", type=int, default=60)
-    options = vars(parser.parse_args())
-    names, rounds = options.pop("graphs"), options.pop("rounds")
+    options = vars(parsed(parser))
+    names, rounds, path, _ = (options.pop(key) for key in ("graphs", "rounds", "json", "threads"))
     gradients = ("X", "A", "B", "M") if options["variant"] == "dora" else ("X", "A", "B")
     problem = Problem(**options, gradients=gradients)
     graphs = [find_graph(name, problem) for name in names]
@@ -53,24 +53,23 @@ def main() -> None:
         if graph is None:
             parser.error(f"{name} is no graph of {problem}")
     device = torch.device(problem.device)
-    measure = measure_for(device)
     print(problem)
     with plain_torch(device):
         settle_allocator(device)
         data = Data.random(problem, device)
-        steps = [data.step(graph) for graph in graphs]
-        times = [[], []]
-        for number in range(rounds + 2):
-            for which in random.sample((0, 1), 2):
-                data.clear()
-                taken = measure(steps[which])
-                if number >= 2:
-                    times[which].append(taken)
-        for name, graph, taken in zip(names, graphs, times, strict=True):
+        times = interleaved(
+            dict(enumerate(map(data.step, graphs))),
+            rounds,
+            warmup=2,
+            prepare=lambda _: data.clear(),
+            measure=measure_for(device),
+        )
+        for name, graph, taken in zip(names, graphs, times.values(), strict=True):
             judged = verdict(graph, problem, device)
             print(f"{median(taken) / 1e6:9.3f} ms  {name}  {judged.reason or 'accurate'}")
-    ratio, noise = paired(*times)
+    ratio, noise = paired(*times.values())
     print(f"the second is {ratio:.3f}x ± {noise:.3f} as fast as the first")
+    write(path, {"graphs": names, "ns": list(times.values()), "ratio": ratio, "noise": noise})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The long forms of the tests of cache files: nothing is lost, nothing hurts, and all is fast.
+"""Long stress tests of cache files: no record is lost, hostile files do no harm, all is fast.
 
     python tools/fault_bench.py [--only PART,PART] [--json FILE]
 
-Prints a line for everything that was demanded: what was, and what was found. It exits with 1 if
-something was not met. The parts:
+Prints a line for each requirement with what was found. Exits with 1 if one is not met. The parts:
 
     processes  8 processes write 200 records each into one file at once, 20 times
     kills      200 writers are killed at random moments
@@ -12,13 +11,12 @@ something was not met. The parts:
     edits      5,000 random edits of a file are read
     speed      opening, looking up, publishing and merging, each in a new process
 
-What the records of the speed are like is in ``tools/fault_speed.py``. All parts together take seven
-minutes on two cores, the first of them nearly half of that.
+The records of ``speed`` are described in ``tools/fault_speed.py``. All parts together take seven
+minutes on two cores, the first nearly half of that.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import random
@@ -30,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests/support"))
 
+from common.arguments import parsed, parser_for, write
 from fault_speed import speed, write_records
 from hostile import EMPTY, EXAMPLE, HOSTILE, dense_record, read_apart, real_file
 from publishing import let_go, start_publishing
@@ -40,7 +39,7 @@ from autolora.cache.records.document import parse
 
 
 def publish_at_once(path, processes, records, locks):
-    """Has several processes publish at once; how many records the file then lacks, or invalid."""
+    """Lets several processes publish at once; returns how many records or processes failed."""
     started = [start_publishing(path, 1 + 1000 * n, records, locks) for n in range(processes)]
     for process in started:
         let_go(process)
@@ -50,15 +49,15 @@ def publish_at_once(path, processes, records, locks):
 
 
 def tokens_in(path):
-    """The token counts of a file's records, each of which must be sound."""
+    """The token counts of a file's records, each of which must be valid."""
     table = parse(path.read_bytes())
-    table.settle()
-    assert not table.damage, table.damage
+    table.check_all()
+    assert not table.invalid_summary, table.invalid_summary
     return {key.tokens for key in table.lines}
 
 
 def at_once(folder, runs, processes, records, locks):
-    """What several runs of :func:`publish_at_once` lack."""
+    """How many records several runs of :func:`publish_at_once` lose."""
     paths = [folder / f"{locks}{n}.json" for n in range(runs)]
     with ThreadPoolExecutor(2) as two:  # since the processes of one mostly wait for the disk
         lacking = list(
@@ -69,17 +68,17 @@ def at_once(folder, runs, processes, records, locks):
 
 
 def processes(folder):
-    """The part of that name."""
+    """Processes that lock the file publish at once."""
     return at_once(folder, 20, 8, 200, "locked")
 
 
 def unlocked(folder):
-    """The part of that name."""
+    """Processes that see no locks publish at once."""
     return at_once(folder, 10, 4, 50, "unlocked")
 
 
 def kills(folder):
-    """The part of that name."""
+    """Writers are killed at random moments."""
     chance = random.Random(0)
     lost, torn = 0, 0
     for attempt in range(200):
@@ -103,7 +102,7 @@ def kills(folder):
 
 
 def memory(folder):
-    """The part of that name."""
+    """Memory and time that reading large and hostile files takes."""
     path = folder / "large.json"
     for name, make in HOSTILE.items():
         path.write_bytes(make(250_000_000)[:LIMIT])
@@ -121,7 +120,7 @@ def memory(folder):
 
 
 def cost(title, path, count):
-    """What reading a file took, in sizes of the file, and whether it was told as it should be."""
+    """Memory, in sizes of the file, and time of reading a file; whether it warned as it should."""
     start = time.perf_counter()
     read = read_apart(path, seconds=600)
     seconds = time.perf_counter() - start
@@ -134,7 +133,7 @@ def cost(title, path, count):
 
 
 def edits(folder):
-    """The part of that name."""
+    """Randomly edited files are read."""
     chance, heard = random.Random(0), []
     ear = logging.Handler()
     ear.emit = lambda record: heard.append(record.getMessage())
@@ -161,7 +160,7 @@ def edits(folder):
 
 
 def is_json(data):
-    """What the standard library says."""
+    """Whether the standard library can read it."""
     try:
         json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -180,11 +179,10 @@ PARTS = {
 
 
 def main() -> None:
-    """Runs the parts and prints a line for each demand."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Runs the parts and prints a line for each requirement."""
+    parser = parser_for(__doc__)
     parser.add_argument("--only", help=f"some of the parts, by comma: {', '.join(PARTS)}")
-    parser.add_argument("--json", type=Path, help="also write what was found to this file")
-    options = parser.parse_args()
+    options = parsed(parser, log=logging.WARNING)  # the part edits counts warnings
     chosen = options.only.split(",") if options.only else list(PARTS)
     if unknown := [name for name in chosen if name not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; one of: {', '.join(PARTS)}")
@@ -196,8 +194,7 @@ def main() -> None:
                 print(f"{'ok  ' if met else 'MISS'} {name}: {demanded}; {outcome}", flush=True)
                 found.append({"part": name, "demanded": demanded, "found": outcome, "met": met})
         print(f"     {name} took {time.perf_counter() - start:.0f} s", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write(options.json, found)
     sys.exit(not all(each["met"] for each in found))
 
 

@@ -1,7 +1,7 @@
 """How fast cache files are: the part ``speed`` of ``tools/fault_bench.py``.
 
-Records are like those that a tune writes, with 4 or 11 candidates: about 2 or 4 kB. Everything runs
-in a process of its own; opening and looking up is timed without what importing takes.
+Records are like those that tuning writes, with 4 or 11 candidates: about 2 or 4 kB. Everything runs
+in a process of its own; times do not include imports.
 """
 
 from __future__ import annotations

