@@ -1,7 +1,7 @@
 """The command line: the only room that prints or reads ``sys.argv``.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a winner of the cache has
-drifted, or a file is not valid or differs from another, 2 something the user can mend, 130
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 a winner of the cache has
+drifted, or a file is invalid or differs from another, 2 an error that the user can fix, 130
 interrupted.
 """
 
@@ -14,31 +14,31 @@ from collections.abc import Sequence
 from autolora.errors import AutoloraError
 
 DRIFTED = INVALID = DIFFERENT = 1
-MENDABLE, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code; ``argv`` is ``sys.argv[1:]`` unless given."""
-    from autolora.cli.output.console import listening, say_error, say_interrupted
+    """Runs one command and returns its exit code; ``argv`` defaults to ``sys.argv[1:]``."""
+    from autolora.cli.output.console import log_to_stderr, print_error, print_status
     from autolora.cli.parser import parse
 
     try:
-        with listening():
+        with log_to_stderr():
             try:
                 options = parse(sys.argv[1:] if argv is None else argv)
             except AutoloraError:
                 if os.environ.get("RANK", "0") == "0":
                     raise
-                return MENDABLE  # under torchrun: rank 0 was given the same words, and says so
+                return FAILED  # under torchrun only rank 0 reports wrong arguments
             code: int = options.run(options)
             sys.stdout.flush()
             return code
     except AutoloraError as error:
-        say_error(str(error))
-        return MENDABLE
+        print_error(str(error))
+        return FAILED
     except KeyboardInterrupt:
-        say_interrupted()
+        print_status("autolora: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough, as `head` has
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,4 +1,4 @@
-"""``autolora check``."""
+"""``autolora check``: times winners of the cache again."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 from rich.text import Text
 
-from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
 from autolora.cache.records.record import Record
-from autolora.cli import DRIFTED, INTERRUPTED, MENDABLE
+from autolora.cli import DRIFTED, FAILED, INTERRUPTED
 from autolora.cli.cache.files import open_cache
 from autolora.cli.output.console import (
     clean,
+    print_error,
     print_json,
     print_line,
     print_lines,
     print_paragraph,
-    say_error,
 )
-from autolora.cli.output.documents import environments_json, record_json
 from autolora.cli.output.figures import count
 from autolora.cli.output.progress import progress
-from autolora.cli.output.tables import call_title, environment_title
+from autolora.cli.output.tables import environment_title, environments_json, record_json
 from autolora.cli.targets import device_of
 from autolora.environment import Environment
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.tuning.check import (
     TOLERANCE,
     Check,
@@ -41,51 +41,51 @@ _WITHIN = f"{100 * TOLERANCE:.0f} %"
 
 
 def run(options: Namespace) -> int:
-    """Races the winners of a sample of the cache again, and prints which of them have drifted."""
+    """Times a sample of the cache's winners again, and prints those that have drifted."""
     device = device_of(options.device)
     layers = _layers(options.cache)
     records = _answering(layers)
     if options.fix and records:
-        layers[0].save()  # an unwritable file is found out before anything is measured, not after
-    with progress() as tell:
+        layers[0].save()  # raises before anything is measured if the file is not writable
+    with progress() as on_progress:
         result = check_records(
             records,
             device=device,
             most=options.sample,
             budget=options.budget,
             seed=options.seed,
-            on_progress=tell,
+            on_progress=on_progress,
         )
     fixed: Outcome[Record] | None = None
     if options.fix and not result.interrupted:
-        with progress() as tell:
-            fixed = fix_records(result.drifted, layers[0], device=device, on_progress=tell)
+        with progress() as on_progress:
+            fixed = fix_records(result.drifted, layers[0], device=device, on_progress=on_progress)
     paths = [layer.path for layer in layers if layer.path is not None]
     if options.json:
         print_json(_json(result, fixed, paths))
     else:
         _print(result, fixed, paths, Environment.of(device))
     for record, reason in result.failed:
-        say_error(f"could not time {record.problem}: {reason}")
+        print_error(f"could not time {record.problem}: {reason}")
     for record, reason in fixed.failed if fixed else []:
-        say_error(f"could not measure {record.problem} anew: {reason}")
+        print_error(f"could not measure {record.problem} anew: {reason}")
     if result.interrupted or (fixed and fixed.interrupted):
         return INTERRUPTED
     if result.drifted:
         return DRIFTED
-    return MENDABLE if result.failed else 0
+    return FAILED if result.failed else 0
 
 
 def _layers(cache: str | None) -> list[TimingCache]:
-    """The file that is named, or those of the search path; the first is the one to write."""
+    """The named file, or those of the search path; the first is written."""
     if cache is not None:
         return [open_cache(Path(cache))]
     return [open_cache(path, required=False) for path in search_path()]
 
 
 def _answering(layers: Sequence[TimingCache]) -> list[Record]:
-    """The records that answer a look-up: of several for the same, that of the first layer."""
-    found: dict[tuple[Problem, Environment], Record] = {}
+    """The records that a lookup finds: of several for one problem, that of the first layer."""
+    found: dict[tuple[BaseProblem, Environment], Record] = {}
     for layer in layers:
         for record in layer.records:
             found.setdefault((record.problem, record.environment), record)
@@ -97,7 +97,7 @@ def _json(
 ) -> dict[str, Any]:
     return {
         "files": list(map(str, paths)),
-        "environments": environments_json(check.record for check in result.done),
+        "environments": environments_json(check.record.environment for check in result.done),
         "tolerance": TOLERANCE,
         "checked": [
             {
@@ -147,10 +147,10 @@ def _print(
     new = {record.problem: record for record in fixed.done} if fixed else {}
     for check in sorted(result.done, key=_severity, reverse=True):
         if check.winner != check.record.winner:
-            print_lines([*_beaten(check, new.get(check.record.problem)), Text()])
+            print_lines([*_drift_lines(check, new.get(check.record.problem)), Text()])
     print_paragraph(_summary(result))
     if fixed is not None and result.drifted:
-        print_paragraph(_mended(fixed, paths[0]))
+        print_paragraph(_fix_summary(fixed, paths[0]))
     elif result.drifted:
         print_paragraph("The same command with --fix tunes these anew.")
 
@@ -159,14 +159,11 @@ def _severity(check: Check) -> float:
     return float("inf") if check.winner is None else check.drift
 
 
-def _beaten(check: Check, new: Record | None) -> list[Text]:
-    """A winner that wins no longer, what it lost to, and what is in its place now."""
+def _drift_lines(check: Check, new: Record | None) -> list[Text]:
+    """A winner that no longer wins, the graph that beats it, and the new winner."""
     problem = check.record.problem
     style = "yellow" if check.drifted else "dim"
-    shown = [
-        Text(f"{call_title(problem)}, rank {problem.rank}, {problem.kind}", "bold"),
-        Text(f"  {clean(check.record.winner)}"),
-    ]
+    shown = [Text(problem.title, "bold"), Text(f"  {clean(check.record.winner)}")]
     if check.winner is None:
         shown.append(Text("  is no valid graph of this version of autolora", style))
     else:
@@ -204,7 +201,7 @@ def _summary(result: CheckResult) -> str:
     return why + "; ".join([", ".join(parts), *untimed]) + "."
 
 
-def _mended(fixed: Outcome[Record], path: Path) -> str:
+def _fix_summary(fixed: Outcome[Record], path: Path) -> str:
     parts = [f"{count(len(fixed.done), 'record')} tuned anew and replaced in {path}"]
     parts += [f"{len(fixed.failed)} could not be"] if fixed.failed else []
     parts += [f"{len(fixed.left)} still to do"] if fixed.left else []

@@ -24,7 +24,7 @@ from autolora.cli.targets import device_of, torch_dtype
 from autolora.cli.tune import in_order, print_records, tuned_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.graphs.graph import Graph
+from autolora.graphs.base import BaseGraph
 from autolora.graphs.space import reference_graph
 from autolora.nn.dispatch import ask, pin
 from autolora.nn.linear import add_lora
@@ -41,19 +41,19 @@ Step = Callable[[Tensor], Tensor]
 _SHAPE = Shape()
 _BAR = 40
 _COLOURS = {"reference": "", "tuned": "green", "no adapters": "dim"}
-# How far the losses of two equal trainings may drift apart, relative to the first loss.
+# Largest difference of the losses of equal trainings, relative to the first loss.
 _DRIFT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 @dataclass(slots=True)
 class Run:
-    """One of the trainings that are compared.
+    """A training run.
 
     Args:
-        name: what it runs along.
-        step: one training step on a batch; gives the loss.
-        nanoseconds: of each step that was timed.
-        losses: of all steps, those not timed too.
+        name: which graphs it runs.
+        step: one training step on a batch, which returns the loss.
+        nanoseconds: of each step after the warm-up.
+        losses: of all steps.
     """
 
     name: str
@@ -63,25 +63,25 @@ class Run:
 
     @property
     def median_ns(self) -> float:
-        """Of a step."""
+        """The median time of a step."""
         return median(self.nanoseconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the trainings show.
+    """The comparison of the runs.
 
     Args:
-        reference_ns: a step along the reference graphs, the median.
-        tuned_ns: the same along the tuned graphs.
-        bare_ns: forward and backward of the same model without adapters.
+        reference_ns: median time of a step with the reference graphs.
+        tuned_ns: the same with the tuned graphs.
+        bare_ns: median time of forward and backward without adapters.
         speedup: reference over tuned, the median of pairs of steps.
         noise: its standard error.
-        overhead_removed: share of the time that adapters cost; None where they cost nothing.
+        overhead_removed: share of the adapters' time that is saved; None if they take none.
         first_loss: of the reference.
-        last_loss: likewise.
-        largest_difference: between the losses of a step.
-        equal: whether that is within the rounding of the dtype.
+        last_loss: of the reference.
+        largest_difference: between the losses of any step.
+        equal: whether this is within the rounding of the dtype.
     """
 
     reference_ns: float
@@ -97,7 +97,7 @@ class Comparison:
 
 
 def run(options: Namespace) -> int:
-    """Tunes the model, trains it both ways, and prints the comparison."""
+    """Tunes the model, trains it with both kinds of graphs, and prints the comparison."""
     device = device_of(options.device)
     dtype = torch_dtype(options.dtype) or torch.float32
     if dtype is torch.float16:
@@ -117,8 +117,10 @@ def run(options: Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="autolora-demo-") as folder:
         path = Path(folder) / "timings.v1.json"
         found = run_problems(adapted, _batch(0, device)[:, :-1])
-        with progress() as tell:
-            result = tune_problems(found.problems, cache=path, device=device, on_progress=tell)
+        with progress() as on_progress:
+            result = tune_problems(
+                found.problems, cache=path, device=device, on_progress=on_progress
+            )
         if result.interrupted:
             raise KeyboardInterrupt
         if not options.json:
@@ -139,10 +141,10 @@ def run(options: Namespace) -> int:
 def _runs(
     bare: nn.Module, adapted: nn.Module, path: Path, device: torch.device
 ) -> tuple[Run, Run, Run]:
-    """The same model along the reference graphs, along the tuned ones, and without adapters."""
+    """The model with the reference graphs, with the tuned graphs, and without adapters."""
     lookup, environment = Lookup([path]), Environment.of(device)
 
-    def tuned(problem: Problem) -> Graph:
+    def tuned(problem: Problem) -> BaseGraph:
         return ask(lookup, problem, environment, TIME)[0] or reference_graph(problem)
 
     other = copy.deepcopy(adapted)
@@ -170,9 +172,9 @@ def _trainer(model: nn.Module) -> Step:
 
 
 def _passer(model: nn.Module) -> Step:
-    """Forward and backward of a frozen model: what is left of a step when adapters cost nothing.
+    """Forward and backward of a frozen model: a step whose adapters take no time.
 
-    Gradients start where those of the adapted model do, behind the first layers, and end there.
+    Gradients flow back to the outputs of the first layers, as in the adapted model.
     """
     model.requires_grad_(False)
     first = model.get_submodule("blocks.0.attention")
@@ -188,7 +190,7 @@ def _passer(model: nn.Module) -> Step:
 
 
 def _train(runs: tuple[Run, ...], steps: int, device: torch.device) -> None:
-    """Every step of every run, in turn, in an order that changes; the first few are not timed."""
+    """Runs the steps of all runs in turn, in random order; the warm-up steps are not timed."""
     measure, rng = measure_for(device), random.Random(0)
     for number in range(WARM_UP + steps):
         ids = _batch(number, device)
@@ -237,7 +239,7 @@ def _print(compared: Comparison, runs: tuple[Run, ...], steps: int, dtype: torch
 
 
 def _verdict(compared: Comparison) -> str:
-    """What may be said of the speed; less than twice the noise is no difference."""
+    """The speed-up as a sentence; less than twice the noise is no difference."""
     if abs(compared.speedup - 1) <= 2 * compared.noise:
         return (
             f"No difference in speed that stands out from the noise: {ratio(compared.speedup)} "

@@ -1,4 +1,4 @@
-"""The model of the demo: a small Llama, a task it can learn, and an input for every step.
+"""The demo's model, a small Llama, and its training data.
 
 Llama's block: RMSNorm, causal attention with rotary positions, RMSNorm, SwiGLU; no biases.
 """
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and around a residual."""
+    """Attention and feed-forward, each with a norm and a residual connection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """A decoder of random weights, scaled so that every layer keeps the size of its input."""
+    """A decoder with random weights, scaled so that a layer preserves the size of its input."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -98,15 +98,15 @@ class Llama(nn.Module):
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    """Cross entropy of each token given those before it, in float32."""
+    """Cross entropy of next-token prediction, in float32."""
     logits = model(ids[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def sequences(step: int, batch: int, length: int, vocabulary: int) -> Tensor:
-    """The input of a step ``(batch, length + 1)``: each token follows from the one before it.
+    """The input of a step, ``(batch, length + 1)``.
 
-    Every sequence starts at random and goes on by ``t → 5·t + 7`` modulo the vocabulary.
+    A sequence starts at random and continues with ``t → 5·t + 7`` modulo the vocabulary.
     """
     generator = torch.Generator().manual_seed(step)
     tokens = [torch.randint(vocabulary, (batch,), generator=generator)]

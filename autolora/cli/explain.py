@@ -1,14 +1,14 @@
-"""``autolora explain TARGET``."""
+"""``autolora explain``: the graph that each layer of a model would run."""
 
 from __future__ import annotations
 
 import shlex
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,26 +18,28 @@ from autolora.cli.cache.files import open_cache
 from autolora.cli.output.console import print_json, print_line, print_paragraph
 from autolora.cli.output.figures import count
 from autolora.cli.output.objectives import objective_from
-from autolora.cli.output.tables import call_title, group_names, name_shape
+from autolora.cli.output.tables import group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
+from autolora.graphs.kinds import unmeasured_graph
 from autolora.nn.dispatch import ask
 from autolora.nn.strict import is_strict, miss_detail
-from autolora.nn.unmeasured import untuned_graph
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 _MISS = "not tuned"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the cache says about a problem.
+    """The graph for a problem.
 
     Args:
-        graph: that would run.
+        graph: its name.
         reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment`` or ``miss``.
-        detail: the same in words.
+        detail: the reason in more words.
     """
 
     graph: str
@@ -50,7 +52,7 @@ def run(options: Namespace) -> int:
     device = device_of(options.device)
     paths = None if options.cache is None else [Path(options.cache)]
     if paths:
-        open_cache(paths[0])  # a file that was named must be there
+        open_cache(paths[0])  # raises if it does not exist
     found = read_target(options, device)
     asked = objective_from(options)
     decisions = decide(found.problems, device, Lookup(paths), asked)
@@ -62,23 +64,23 @@ def run(options: Namespace) -> int:
 
 
 def decide(
-    problems: Sequence[Problem], device: torch.device, lookup: Lookup, asked: Objective
-) -> dict[Problem, Decision]:
+    problems: Sequence[BaseProblem], device: torch.device, lookup: Lookup, asked: Objective
+) -> dict[BaseProblem, Decision]:
     """The graph that a layer would run for each problem, as :mod:`autolora.nn.dispatch` decides."""
     environment, strict = Environment.of(device), is_strict()
     decisions = {}
     for problem in problems:
-        graph, answer = ask(lookup, problem, environment, asked, elsewhere=not strict)
+        graph, answer = ask(lookup, problem, environment, asked, other_environments=not strict)
         detail = answer.detail
         if graph is None:
-            graph, how = untuned_graph(problem, asked)
+            graph, how = unmeasured_graph(problem, asked)
             detail = miss_detail(problem, how, strict)
         decisions[problem] = Decision(graph.name, answer.reason, detail)
     return decisions
 
 
 def _json(
-    found: Capture, decisions: Mapping[Problem, Decision], asked: Objective
+    found: Capture, decisions: Mapping[BaseProblem, Decision], asked: Objective
 ) -> dict[str, Any]:
     return {
         "objective": asked.kind,
@@ -95,21 +97,20 @@ def _json(
 
 def _print(
     found: Capture,
-    decisions: Mapping[Problem, Decision],
+    decisions: Mapping[BaseProblem, Decision],
     argv: Sequence[str],
     asked: Objective,
 ) -> None:
-    groups: dict[tuple[str, Problem], list[str]] = {}
-    for name, problem in found.layers:
-        groups.setdefault((name_shape(name), problem), []).append(name)
-    for (_, problem), names in groups.items():
+    for title, problem in _groups(found.layers):
         decision = decisions[problem]
         missed = decision.reason == "miss"
         why = ", ".join(filter(None, (_MISS if missed else decision.reason, decision.detail)))
-        print_line(_title(names))
-        print_line(f"  {call_title(problem)}: {why}", "yellow" if missed else "green")
+        print_line(title)
+        print_line(f"  {problem.call_text}: {why}", "yellow" if missed else "green")
         print_line(f"    {decision.graph}", "dim")
-    _print_left(found.left)
+    for title, left_reason in _groups(found.left):
+        print_line(title)
+        print_line(f"  its own path: {left_reason}", "yellow")
     print_line()
     reasons = _counts(found, decisions)
     words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.items()]
@@ -121,19 +122,15 @@ def _print(
         print_line(f"To tune {what}: autolora tune {shlex.join(words)}")
 
 
-def _counts(found: Capture, decisions: Mapping[Problem, Decision]) -> dict[str, int]:
-    """How many layers there are for each reason, those that are most first."""
+def _counts(found: Capture, decisions: Mapping[BaseProblem, Decision]) -> dict[str, int]:
+    """The number of layers for each reason, the largest first."""
     return dict(Counter(decisions[problem].reason for _, problem in found.layers).most_common())
 
 
-def _print_left(left: Sequence[tuple[str, str]]) -> None:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, reason in left:
-        groups.setdefault((name_shape(name), reason), []).append(name)
-    for (_, reason), names in groups.items():
-        print_line(_title(names))
-        print_line(f"  its own path: {reason}", "yellow")
-
-
-def _title(names: Sequence[str]) -> str:
-    return group_names(names) + (f" ×{len(names)}" if len(names) > 1 else "")
+def _groups(layers: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """Groups layers that differ only in numbers of their paths, with a title for each group."""
+    groups: dict[tuple[str, T], list[str]] = {}
+    for name, value in layers:
+        groups.setdefault((name_shape(name), value), []).append(name)
+    for (_, value), names in groups.items():
+        yield group_names(names) + (f" ×{len(names)}" if len(names) > 1 else ""), value

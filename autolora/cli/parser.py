@@ -1,4 +1,4 @@
-"""Commands and their options; the modules that carry them out are imported when they run."""
+"""The commands and their options; the module of a command is imported when it runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from autolora.cache.records.record import EFFORTS
-from autolora.cli import arguments, options
+from autolora.cache.records.precedence import EFFORTS
+from autolora.cli import arguments
+from autolora.cli.arguments import Parser, add_command, add_count
 from autolora.cli.cache.parser import add_cache
-from autolora.cli.commands import Parser, add_command, described
 from autolora.version import __version__
 
 MANY = 10_000  # problems that are not measured without a yes
@@ -48,21 +48,25 @@ tokens reach each layer. It runs without its numbers: no memory, little time.
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of a command; ``.run`` carries it out.
+    """Parses a command line; ``run(options)`` of the result carries out the command.
 
     Raises:
-        AutoloraError: they make no sense.
+        AutoloraError: the arguments are invalid.
     """
     parser = _parser()
-    given = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
-    if not hasattr(given, "run"):
-        parser.error("which command? one of tune, show, explain, check, cache, demo")
-    return given
+    options = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
+    if not hasattr(options, "run"):
+        parser.error("no command given; one of tune, show, explain, check, cache, demo")
+    return options
 
 
 def _parser() -> Parser:
-    parser = described(Parser, "autolora", _DESCRIPTION, _FIRST_STEPS)
-    parser.usage = "autolora COMMAND [options]"
+    parser = Parser(
+        prog="autolora",
+        usage="autolora COMMAND [options]",
+        description=_DESCRIPTION,
+        epilog=_FIRST_STEPS,
+    )
     parser.add_argument("--version", action="version", version=f"autolora {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, parser_class=Parser)
     _add_tune(commands)
@@ -86,7 +90,7 @@ def _add_tune(commands: Any) -> None:
         "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 512:8192 --budget 5m\n"
         "  autolora tune model.py --rank 8 --objective memory\n",
     )
-    options.add_target(tune)
+    arguments.add_target(tune)
     measuring = tune.add_argument_group("measuring")
     measuring.add_argument(
         "--effort",
@@ -95,14 +99,11 @@ def _add_tune(commands: Any) -> None:
         help="how hard to measure: quick, normal (default) or thorough; estimate times nothing "
         "and writes nothing, and says what would run unmeasured",
     )
-    measuring.add_argument(
-        "--budget",
-        type=arguments.seconds,
-        metavar="T",
-        help="for the whole run: 90, 60s, 5m, 1h; most for the layers that take most time",
+    arguments.add_budget(
+        measuring, "for the whole run: 90, 60s, 5m, 1h; most for the layers that take most time"
     )
-    options.add_objective(measuring, "what to find graphs for")
-    options.add_cache(measuring, "file to write (default: 'autolora cache path')")
+    arguments.add_objective(measuring, "what to find graphs for")
+    arguments.add_cache(measuring, "file to write (default: 'autolora cache path')")
     measuring.add_argument(
         "--force",
         action="store_true",
@@ -111,7 +112,7 @@ def _add_tune(commands: Any) -> None:
     measuring.add_argument(
         "--yes", action="store_true", help=f"measure even more than {MANY:,} problems"
     )
-    options.add_json(tune)
+    arguments.add_json(tune)
 
 
 def _add_show(commands: Any) -> None:
@@ -122,7 +123,7 @@ def _add_show(commands: Any) -> None:
         "Shows the records of the timing cache, by the machine they were measured on.",
         "examples:\n  autolora show\n  autolora show --cache cluster.json --verbose\n",
     )
-    options.add_cache(show, "file to show (default: every file of the search path)")
+    arguments.add_cache(show, "file to show (default: every file of the search path)")
     more = show.add_mutually_exclusive_group()
     more.add_argument(
         "-v", "--verbose", action="store_true", help="show every candidate with its figures"
@@ -132,8 +133,8 @@ def _add_show(commands: Any) -> None:
         action="store_true",
         help="show for each layer shape which graph runs from how many to how many tokens",
     )
-    options.add_objective(show, "show what layers would run for this")
-    options.add_json(show)
+    arguments.add_objective(show, "show what layers would run for this")
+    arguments.add_json(show)
 
 
 def _add_explain(commands: Any) -> None:
@@ -145,10 +146,10 @@ def _add_explain(commands: Any) -> None:
         "and whether that was measured, interpolated or not tuned at all.\n\n" + _TARGET,
         "example:\n  autolora explain model.py --rank 8 --batch-size 4 --seq-len 512\n",
     )
-    options.add_target(explain)
-    options.add_objective(explain, "what graphs are wanted for")
-    options.add_cache(explain, "file to ask (default: every file of the search path)")
-    options.add_json(explain)
+    arguments.add_target(explain)
+    arguments.add_objective(explain, "what graphs are wanted for")
+    arguments.add_cache(explain, "file to ask (default: every file of the search path)")
+    arguments.add_json(explain)
 
 
 def _add_check(commands: Any) -> None:
@@ -165,30 +166,19 @@ def _add_check(commands: Any) -> None:
         "  autolora check\n"
         "  autolora check --cache cluster.json --sample 100 --budget 5m --fix\n",
     )
-    check.add_argument(
-        "--sample",
-        type=arguments.count,
-        default=20,
-        metavar="N",
-        help="how many records to check, of problems as different as may be (20)",
+    add_count(
+        check, "--sample", "how many records to check, of problems as different as may be (20)", 20
     )
-    check.add_argument(
-        "--seed", type=arguments.count, default=1, metavar="N", help="draws the sample (1)"
-    )
-    check.add_argument(
-        "--budget",
-        type=arguments.seconds,
-        metavar="T",
-        help="begin to check no further record after so long: 90, 60s, 5m, 1h",
-    )
+    add_count(check, "--seed", "draws the sample (1)", 1)
+    arguments.add_budget(check, "begin to check no further record after so long: 90, 60s, 5m, 1h")
     check.add_argument(
         "--fix",
         action="store_true",
         help="tune what has drifted anew, as hard as before, and replace its records",
     )
-    options.add_cache(check, "file to check (default: every file of the search path)")
-    options.add_device(check)
-    options.add_json(check)
+    arguments.add_cache(check, "file to check (default: every file of the search path)")
+    arguments.add_device(check)
+    arguments.add_json(check)
 
 
 def _add_demo(commands: Any) -> None:
@@ -202,16 +192,8 @@ def _add_demo(commands: Any) -> None:
         "and losses. Takes about a minute; needs neither PEFT nor transformers.",
         "example:\n  autolora demo --dtype bfloat16 --rank 32\n",
     )
-    demo.add_argument(
-        "--steps",
-        type=arguments.count,
-        default=10,
-        metavar="N",
-        help="training steps to compare (10)",
-    )
-    demo.add_argument(
-        "--rank", type=arguments.count, default=8, metavar="R", help="of the adapters (8)"
-    )
-    options.add_dtype(demo, "--dtype", "of the model (float32)")
-    options.add_device(demo)
-    options.add_json(demo)
+    add_count(demo, "--steps", "training steps to compare (10)", 10)
+    add_count(demo, "--rank", "of the adapters (8)", 8, metavar="R")
+    arguments.add_dtype(demo, "--dtype", "of the model (float32)")
+    arguments.add_device(demo)
+    arguments.add_json(demo)

@@ -1,16 +1,15 @@
-"""``autolora show``."""
+"""``autolora show``: the records of the cache."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolora.cache.files.store import search_path
-from autolora.cache.lookup.choice import lacks
+from autolora.cache.files.paths import search_path
+from autolora.cache.lookup.choice import not_tuned_for
 from autolora.cache.records.record import Record
 from autolora.cli.cache.files import open_cache
 from autolora.cli.output import crossovers
@@ -21,27 +20,30 @@ from autolora.cli.output.console import (
     print_paragraph,
     screen_width,
 )
-from autolora.cli.output.documents import environments_json, record_json
-from autolora.cli.output.evidence import LEGEND, candidate_table, kept_line
+from autolora.cli.output.evidence import LEGEND, candidate_table, saved_line
 from autolora.cli.output.figures import count
-from autolora.cli.output.objectives import objective_from, runs_json, taken
-from autolora.cli.output.tables import environment_title, record_table
+from autolora.cli.output.objectives import candidate_for, objective_from, runs_json
+from autolora.cli.output.tables import (
+    by_environment,
+    environment_title,
+    environments_json,
+    record_json,
+    record_table,
+)
 from autolora.objective import KINDS, TIME, Objective
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from autolora.problem import Problem
+    from autolora.problem import BaseProblem
 
 
 def run(options: Namespace) -> int:
     """Prints the records of one cache file, or of every file of the search path."""
     if options.cache is not None:
-        path = Path(options.cache)
-        files = [(path, open_cache(path).records)]
+        files = [(Path(options.cache), open_cache(Path(options.cache)).records)]
     else:
-        paths = search_path()
-        files = [(path, open_cache(path, required=False).records) for path in paths]
+        files = [(path, open_cache(path, required=False).records) for path in search_path()]
     asked = objective_from(options)
     if options.json:
         as_json = crossovers.ranges_json if options.crossovers else _json
@@ -66,7 +68,7 @@ def _json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, 
     objectives = list(dict.fromkeys([*map(Objective, reversed(KINDS)), asked]))
     return {
         "path": str(path),
-        "environments": environments_json(records),
+        "environments": environments_json(record.environment for record in records),
         "records": [
             {**record_json(record), "runs": runs_json(record, objectives)} for record in records
         ],
@@ -75,24 +77,23 @@ def _json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, 
 
 def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: bool) -> None:
     print_line(f"{path}: {count(len(records), 'record')}")
-    by_machine = sorted(records, key=lambda record: record.environment.id)  # a stable sort
-    for environment, group in groupby(by_machine, key=lambda record: record.environment):
+    for environment, group in by_environment(records):
         print_line()
         print_lines(environment_title(environment))
-        whole = {record.problem: record for record in group}
+        measured = {record.problem: record for record in group}
 
-        def below(record: Record, whole: dict[Problem, Record] = whole) -> list[Text]:
-            kept = [] if asked == TIME else [kept_line(record)]
-            return kept + (candidate_table(whole[record.problem]) if verbose else [])
+        def below(record: Record, measured: dict[BaseProblem, Record] = measured) -> list[Text]:
+            saved = [] if asked == TIME else [saved_line(record)]
+            return saved + (candidate_table(measured[record.problem]) if verbose else [])
 
-        shown = [replace(r, winner=taken(r, asked).graph) for r in whole.values()]
+        shown = [replace(record, winner=candidate_for(record, asked).graph) for record in group]
         print_lines(record_table(shown, screen_width(), below=below))
 
 
 def _print_notes(records: Sequence[Record], asked: Objective, options: Namespace) -> None:
     print_line()
     if asked != TIME:
-        lacking = sum(bool(lacks(record, asked)) for record in records)
+        lacking = sum(bool(not_tuned_for(record, asked)) for record in records)
         print_paragraph(
             f"Shown is what layers run for {asked}."
             + (f" {count(lacking, 'record')} not tuned for that." if lacking else "")

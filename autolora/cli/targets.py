@@ -1,4 +1,4 @@
-"""What ``tune`` and ``explain`` share: from options to a device, a model and its problems."""
+"""From options to a device, and to the problems of a model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from autolora.problem import DEVICES
 
 
 def read_target(options: Namespace, device: torch.device, most: int | None = None) -> Capture:
-    """The problems of TARGET; what its code prints goes to stderr.
+    """Finds the problems of TARGET; what its code prints goes to stderr.
 
     Args:
         options: of the command.
-        device: that the model is trained on.
-        most: problems; None is any number.
+        device: on which the model is trained.
+        most: limit of the number of problems.
 
     Raises:
-        AutoloraError: it cannot be read, or poses no problem, or too many.
+        AutoloraError: TARGET cannot be read, or has no problem or too many.
     """
     counts = options.tokens.counts
     adapters = Adapters(
@@ -50,21 +50,21 @@ def read_target(options: Namespace, device: torch.device, most: int | None = Non
     number = len(found.problems) * max(len(counts), 1)
     if most is not None and number > most:
         raise AutoloraError(
-            f"these are {number:,} problems, which would take hours; name fewer --tokens (a range "
-            "LOW:HIGH without a step is a few), or say --yes to measure them all"
+            f"{number:,} problems would take hours to measure; give fewer --tokens (a range "
+            "LOW:HIGH without a step is a few), or --yes to measure all of them"
         )
     return found.at(counts) if len(counts) > 1 else found
 
 
 def device_of(name: str | None, local: int = 0) -> torch.device:
-    """The device of that name; without one a CUDA device where there is one, else the CPU.
+    """The device of a name; by default a CUDA device if there is one, otherwise the CPU.
 
     Args:
-        name: of a device, or of a type of which this process is to take one.
-        local: number of this process among those of this host, which share its CUDA devices.
+        name: of a device, or of a device type.
+        local: local rank of this process, which selects one of the host's CUDA devices.
 
     Raises:
-        AutoloraError: there is no such device on this machine, or no graphs for it.
+        AutoloraError: this machine has no such device, or autolora does not support it.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,5 +85,5 @@ def device_of(name: str | None, local: int = 0) -> torch.device:
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
-    """The dtype of a name that the parser let through."""
+    """The dtype of a valid name."""
     return None if name is None else getattr(torch, name)

@@ -1,4 +1,4 @@
-"""``autolora tune TARGET``."""
+"""``autolora tune``: measures the problems of a model."""
 
 from __future__ import annotations
 
@@ -9,46 +9,54 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.files.paths import VARIABLE
-from autolora.cache.files.store import search_path
+from autolora.cache.files.paths import VARIABLE, search_path
 from autolora.cache.records.record import Record
 from autolora.capture.capture import Capture
-from autolora.cli import INTERRUPTED, MENDABLE
-from autolora.cli.output import estimates
+from autolora.cli import FAILED, INTERRUPTED
 from autolora.cli.output.console import (
+    print_error,
     print_json,
     print_line,
     print_lines,
     print_paragraph,
-    say_error,
-    say_interrupted,
+    print_status,
     screen_width,
 )
 from autolora.cli.output.crossovers import print_families
-from autolora.cli.output.documents import environments_json, record_json
+from autolora.cli.output.estimates import print_estimates
 from autolora.cli.output.figures import count, wait
 from autolora.cli.output.objectives import (
-    compared,
-    kept_note,
     objective_from,
+    objective_settings,
     objective_table,
+    objectives_measured,
     runs_json,
+    shared_input_note,
     steps_json,
-    usage,
 )
 from autolora.cli.output.progress import progress
-from autolora.cli.output.ranks import print_shares, say_threads, seconds_of, shares_json, voice
+from autolora.cli.output.ranks import (
+    measuring_seconds,
+    print_shares,
+    print_thread_note,
+    rank_output,
+    shares_json,
+)
 from autolora.cli.output.steps import steps
-from autolora.cli.output.tables import environment_title, record_table
+from autolora.cli.output.tables import (
+    environment_title,
+    environments_json,
+    record_json,
+    record_table,
+)
 from autolora.cli.parser import MANY
 from autolora.cli.targets import device_of, read_target
-from autolora.cluster.liveness import FAILED
-from autolora.cluster.liveness import INTERRUPTED as CUT_SHORT
+from autolora.cluster import liveness
 from autolora.cluster.ranks import Cluster
 from autolora.cluster.torchrun import joined
 from autolora.errors import AutoloraError
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.timing.effort import ESTIMATE
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
@@ -59,19 +67,19 @@ def run(options: Namespace) -> int:
     with joined() as cluster:
         if cluster is None:
             return _tune(options)
-        with voice(cluster.rank):
+        with rank_output(cluster.rank):
             try:
                 return _tune(options, cluster)
             except AutoloraError as error:
                 if cluster.rank == 0 or not cluster.is_reported(str(error)):
-                    say_error(str(error))
-                cluster.end(FAILED, str(error))
+                    print_error(str(error))
+                cluster.end(liveness.FAILED, str(error))
                 cluster.wait_for_report()
-                return MENDABLE
+                return FAILED
             except KeyboardInterrupt:
                 if cluster.rank == 0:
-                    say_interrupted()
-                cluster.end(CUT_SHORT)
+                    print_status("autolora: interrupted")
+                cluster.end(liveness.INTERRUPTED)
                 return INTERRUPTED
 
 
@@ -79,10 +87,10 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
     device = device_of(options.device, 0 if cluster is None else cluster.local)
     asked = objective_from(options)
     found = read_target(options, device, None if options.yes else MANY)
-    speaks = cluster is None or cluster.rank == 0
-    if cluster is not None and speaks and options.effort != ESTIMATE:
-        say_threads(device)
-    with progress() if speaks else nullcontext() as tell:
+    first_rank = cluster is None or cluster.rank == 0
+    if cluster is not None and first_rank and options.effort != ESTIMATE:
+        print_thread_note(device)
+    with progress() if first_rank else nullcontext() as on_progress:
         result = tune_problems(
             found.problems,
             effort=options.effort,
@@ -90,16 +98,16 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
             cache=options.cache,
             force=options.force,
             device=device,
-            on_progress=tell,
+            on_progress=on_progress,
             objective=asked,
             weights=found.uses,
             between=options.tokens.ranged,
             cluster=cluster,
         )
-    if not speaks:
-        return INTERRUPTED if result.interrupted else MENDABLE if result.parted else 0
+    if not first_rank:
+        return INTERRUPTED if result.interrupted else FAILED if result.parted else 0
     if options.effort == ESTIMATE:
-        estimates.show(result.estimates, found, options.json)
+        print_estimates(result.estimates, found, options.json)
         return 0
     found = _with_counts_between(found, result)
     if options.json:
@@ -107,20 +115,22 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
     else:
         _print(result, found, asked, options.tokens.ranged)
     for problem, reason in result.failed:
-        say_error(f"could not measure {problem}: {reason}")
+        print_error(f"could not measure {problem}: {reason}")
     if result.interrupted:
         return INTERRUPTED
     lost = result.unfinished and any(share.lost for share in result.shares)
-    return MENDABLE if result.failed or lost else 0
+    return FAILED if result.failed or lost else 0
 
 
 def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> dict[str, Any]:
-    """What a tuning run did, as plain data."""
+    """The result of a tuning run."""
     records = in_order(result, found.problems)
-    objectives = compared(records, asked)
+    objectives = objectives_measured(records, asked)
     uses = found.uses
-    known = [(record, True) for record in result.records]
-    known += [(record, False) for record in result.skipped]
+    measured = [(record, True) for record in result.records]
+    measured += [(record, False) for record in result.skipped]
+    environments = [record.environment for record, _ in measured]
+    environments += [share.environment for share in result.shares if share.environment]
     return {
         "cache": str(result.path),
         "records": [
@@ -130,12 +140,9 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
                 "measured_now": now,
                 "runs": runs_json(record, objectives),
             }
-            for record, now in known
+            for record, now in measured
         ],
-        "environments": {
-            **environments_json(record for record, _ in known),
-            **{e.id: e.to_json() for share in result.shares if (e := share.environment)},
-        },
+        "environments": environments_json(environments),
         "ranks": shares_json(result.shares),
         "steps": steps_json(list(steps(records, found)), objectives),
         "unfinished": [problem.to_json() for problem in result.unfinished],
@@ -148,20 +155,20 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
 
 
 def _with_counts_between(found: Capture, result: TuneResult) -> Capture:
-    """The same layers, at the token counts too that were measured because the winner changes."""
+    """Adds the token counts that were measured because the winner changes there."""
     measured = {record.problem.tokens for record in (*result.records, *result.skipped)}
     added = measured - {problem.tokens for problem in found.problems}
     return found.at(sorted({*found.sizes, *added})) if added else found
 
 
-def in_order(result: TuneResult, problems: Sequence[Problem]) -> list[Record]:
-    """The records of a run, new and known, in the order in which the model poses its problems."""
+def in_order(result: TuneResult, problems: Sequence[BaseProblem]) -> list[Record]:
+    """The records of a run, measured or known, in the order of the model's problems."""
     place = {problem: number for number, problem in enumerate(problems)}
     return sorted((*result.records, *result.skipped), key=lambda record: place[record.problem])
 
 
 def print_records(records: Sequence[Record], found: Capture) -> None:
-    """The table of a run, and what it means for one step of the model."""
+    """Prints the records of a run, and their effect on a training step."""
     print_lines(environment_title(records[0].environment))
     print_lines(record_table(records, screen_width(), found.uses))
     print_line()
@@ -189,22 +196,25 @@ def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -
 
 
 def _print_objectives(records: Sequence[Record], found: Capture, asked: Objective) -> None:
-    """What each objective would run, where these records were measured for more than time."""
-    objectives = compared(records, asked)
+    """Prints the graphs of each objective if the records were measured for several."""
+    objectives = objectives_measured(records, asked)
     if len(objectives) > 1:
-        taken = list(steps(records, found))
+        measured = list(steps(records, found))
         print_line()
-        print_lines(objective_table(records, taken, objectives))
+        print_lines(objective_table(records, measured, objectives))
         print_line()
-        print_paragraph(kept_note(taken))
+        print_paragraph(shared_input_note(measured))
 
 
 def _summary(result: TuneResult) -> str:
     new, known, open_ = len(result.records), len(result.skipped), len(result.unfinished)
-    seconds = seconds_of(result)
+    seconds = measuring_seconds(result)
     parts = [f"{count(new, 'problem')} measured" + (f" in {wait(seconds)}" if new else "")]
-    if result.noisy:
-        parts.append(f"{len(result.noisy)} of them while the machine was too noisy to be sure")
+    if result.disturbed:
+        parts.append(f"{len(result.disturbed)} of them while other processes kept the machine busy")
+    if open_shares := result.undecided:
+        within = f"within {max(open_shares):.1%} of the fastest graph"
+        parts.append(f"{len(open_shares)} of them undecided: the winner is {within}")
     if known:
         parts.append(f"{known} already in the cache (--force measures anew)")
     if open_:
@@ -213,7 +223,10 @@ def _summary(result: TuneResult) -> str:
         why = "Interrupted" if result.interrupted else why
         parts.append(f"{open_} still to do")
         return f"{why}: {', '.join(parts)}. What is measured is kept; run it again to go on."
-    again = " Run it again when it is quiet: these are measured anew." if result.noisy else ""
+    again = ""
+    if result.noisy:
+        when = " when the machine is quiet" if result.disturbed else ", with more time"
+        again = f" Run it again{when}: {len(result.noisy)} of these are measured anew."
     return ", ".join(parts) + "." + again
 
 
@@ -229,8 +242,8 @@ def _print_next(path: Path, asked: Objective) -> None:
         f"{lead} is read by the layers of autolora.add_lora(model, rank=...) and by those of a "
         "PEFT model after autolora.accelerate(model)."
     )
-    variables, arguments = usage(asked)
+    variables, arguments = objective_settings(asked)
     if variables:
-        print_line("They choose for time unless they are told. Say so where you train:")
+        print_line("By default they choose for time. For this objective, set where you train:")
         print_line(f"  export {variables}")
         print_paragraph(f"or in the code: autolora.accelerate(model, {arguments}).")

@@ -13,7 +13,8 @@ import pytest
 import torch
 from commands import MODEL, QUICK
 
-from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
 from autolora.cache.records.record import Record
 from autolora.cli import arguments, demo, main
 from autolora.cli.demo_model import Shape
@@ -231,7 +232,7 @@ R = ("--rank", "2")
         (("tune", "model.py", *R, "--tokens", "8,0"), "every STEP tokens, not '8,0'"),
         (("tune", "model.py", *R, "--tokens", ""), "every STEP tokens, not ''"),
         (("tune", "model.py", *R, "--tokens", "9:3"), "the range of tokens '9:3' is empty"),
-        (("tune", "model.py", *R, "--tokens", "1:6000:1"), "are 12,000 problems"),
+        (("tune", "model.py", *R, "--tokens", "1:6000:1"), "12,000 problems would take hours"),
         (("tune", "model.py", *R, "--tokens", "1:999999:1"), "has 999999 counts"),
         (("tune", "model.py", *R, "--device", "gpu"), "cpu, cuda or cuda:N, not 'gpu'"),
         (("tune", "model.py", *R, "--device", "meta"), "cpu, cuda or cuda:N, not 'meta'"),
@@ -252,8 +253,8 @@ R = ("--rank", "2")
         (("tune", "model.py", "--rank", "9" * 30), "must be at most 2147483647"),
         (("demo", "--rank", "100000"), "rank must be at most 512"),
         (("demo", "--dtype", "fp16"), "float16 trains with loss scaling only"),
-        (("cache",), "which verb? one of path, merge"),
-        ((), "which command?"),
+        (("cache",), "no verb given; one of path, merge"),
+        ((), "no command given"),
         (("tuen",), "invalid choice: 'tuen'"),
     ],
 )

@@ -14,13 +14,14 @@ import pytest
 from commands import Said
 from records import CPU, H100, OLDER, REFERENCE, SAVED, XEON, make_problem, make_record
 
-from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
 from autolora.cache.records.document import parse
 from autolora.cli import arguments, main
 from autolora.cli.cache import environments
 from autolora.cli.cache import files as caches
 from autolora.cli.cache.path import obstacle_to_writing
-from autolora.cli.cache.titles import MOST
+from autolora.cli.output.figures import MAX_LINES
 from autolora.environment import Environment
 
 NODE = replace(CPU, device_name="[bold]Node 7[/bold]")
@@ -42,8 +43,8 @@ def say(capsys, tmp_path, monkeypatch):
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with the environments CPU and H100."""
-    monkeypatch.setattr(environments, "here", lambda: [CPU, H100])
-    monkeypatch.setattr("autolora.cli.cache.path.here", lambda: [CPU, H100])
+    monkeypatch.setattr(environments, "local_environments", lambda: [CPU, H100])
+    monkeypatch.setattr("autolora.cli.cache.path.local_environments", lambda: [CPU, H100])
 
 
 def keep(path, *found):
@@ -69,7 +70,7 @@ def on_gpu(tokens=1024):
 def test_without_a_verb_they_are_listed(say, capsys):
     said = say()
     assert said.code == 2
-    assert "which verb? one of path, merge, validate, diff, prune, export" in said.err
+    assert "no verb given; one of path, merge, validate, diff, prune, export" in said.err
     with pytest.raises(SystemExit):
         main(["cache", "--help"])
     shown = capsys.readouterr().out
@@ -98,7 +99,7 @@ BAD = [
     ),
     (("merge", "broken.json", "-o", "broken.json"), "there is nothing else to join"),
     (("merge", "good.json", "-o", "newer.json"), "cannot write newer.json: its schema is newer"),
-    (("merge", "good.json", "-o", "-", "--json"), "--json would stand beside the merged file"),
+    (("merge", "good.json", "-o", "-", "--json"), "--json and the merged file cannot both"),
     (("validate",), "required: FILE"),
     (("validate", "none.json"), "no such cache file: none.json"),
     (("validate", "othe?.json"), "none of these files is a timing cache"),
@@ -106,14 +107,17 @@ BAD = [
     (("diff", "good.json", "none.json"), "no such cache file: none.json"),
     (("diff", "good.json", "broken.json"), "broken.json cannot be used: it is corrupt"),
     (("diff", "-", "-"), "can be read only once"),
-    (("prune", "good.json"), "what is to be removed?"),
+    (("prune", "good.json"), "nothing to remove: give"),
     (("prune", "good.json", "--older-than", "90"), "such as 12h, 90d or 4w, not '90'"),
     (("prune", "good.json", "--older-than", "0d"), "such as 12h, 90d or 4w, not '0d'"),
     (("prune", "--older-than", "90d"), "timings.v1.json cannot be used: there is no such file"),
     (("prune", "*.json", "--older-than", "90d"), "is 4 files; prune one at a time"),
-    (("prune", "good.json", "--older-than", "1h"), "would leave none of 2 records in good.json"),
-    (("prune", "good.json", "--older-than", "1h", "-o", "x"), "-o goes with standard input only"),
-    (("prune", "-", "--older-than", "1h", "--json"), "--json would stand beside the pruned file"),
+    (
+        ("prune", "good.json", "--older-than", "1h"),
+        "no record would be left of 2 records in good",
+    ),
+    (("prune", "good.json", "--older-than", "1h", "-o", "x"), "-o is for standard input only"),
+    (("prune", "-", "--older-than", "1h", "--json"), "--json and the pruned file cannot both"),
     (("prune", "broken.json", "--older-than", "1h"), "broken.json cannot be used"),
     (("prune", "good.json", "--keep-environment", "abc"), "at least 4, not 'abc'; there are"),
     (("prune", "good.json", "--keep-environment", "ffff"), f"of:\n  {CPU.id}  AMD EPYC 9B14, 2 th"),
@@ -122,7 +126,7 @@ BAD = [
         ("export", "good.json", "--environment", "ffff"),
         "no environment whose id begins with 'ffff'",
     ),
-    (("export", "--environment", "this"), "no cache file of the search path is there"),
+    (("export", "--environment", "this"), "no cache file of the search path exists"),
     (("export", "good.json", "--environment", CPU.id, "-o", "empty"), "empty is a folder"),
     (("export", "good.json", "broken.json", "--environment", CPU.id), "broken.json cannot be used"),
     (("path", "--write", "--json"), "not allowed with"),
@@ -262,7 +266,7 @@ def test_what_stands_in_the_way_of_writing(tmp_path):
 
 
 def test_this_machine_is_that_of_the_layers():
-    assert Environment.of("cpu") in environments.here()
+    assert Environment.of("cpu") in environments.local_environments()
 
 
 @pytest.mark.parametrize(
@@ -401,15 +405,15 @@ def test_merge_writes_a_file_over_a_damaged_one_and_keeps_that(say):
 
 
 def test_merge_shows_the_first_conflicts_and_json_all(say):
-    many = [make_record(tokens) for tokens in range(1, MOST + 6)]
+    many = [make_record(tokens) for tokens in range(1, MAX_LINES + 6)]
     keep("a.json", *many)
     keep("b.json", *map(better_of, many))
     said = say("merge", "a.json", "b.json", "-o", "c.json")
-    assert said.out.count("effort thorough over normal") == MOST
+    assert said.out.count("effort thorough over normal") == MAX_LINES
     assert "  and 5 more, which --json lists\n" in said.out
     Path("c.json").unlink()
     document = say("merge", "a.json", "b.json", "-o", "c.json", "--json").json
-    assert len(document["conflicts"]) == MOST + 5
+    assert len(document["conflicts"]) == MAX_LINES + 5
     assert document["conflicts"][0] == {
         "problem": many[0].problem.to_json(),
         "environment": CPU.id,
@@ -418,7 +422,7 @@ def test_merge_shows_the_first_conflicts_and_json_all(say):
         "decided_by": "effort",
         "reason": "effort thorough over normal",
     }
-    assert (document["out"], document["records"]) == ("c.json", MOST + 5)
+    assert (document["out"], document["records"]) == ("c.json", MAX_LINES + 5)
 
 
 def test_what_is_too_large_is_refused(say, monkeypatch):
@@ -473,10 +477,10 @@ def test_validate_says_what_is_wrong_and_where(say):
 
 
 def test_validate_shows_the_first_findings(say):
-    many = [make_record(n, {REFERENCE: 10**6, "swift": 10**5}) for n in range(1, MOST + 6)]
+    many = [make_record(n, {REFERENCE: 10**6, "swift": 10**5}) for n in range(1, MAX_LINES + 6)]
     keep("a.json", *many)
     said = say("validate", "a.json")
-    assert said.out.count("'swift' is no graph") == MOST
+    assert said.out.count("'swift' is no graph") == MAX_LINES
     assert re.search(r"^and [\d,]+ more, which --json lists$", said.out, re.M)
 
 
@@ -540,12 +544,12 @@ def test_diff_says_what_differs_by_environment(say):
 
 
 def test_diff_json_has_all(say):
-    many = [make_record(tokens) for tokens in range(1, MOST + 6)]
+    many = [make_record(tokens) for tokens in range(1, MAX_LINES + 6)]
     keep("a.json", *many, make_record(1, environment=XEON))
     keep("b.json", *(replace(record, seconds=9.5) for record in many))
     assert "and 5 more, which --json lists\n" in say("diff", "a.json", "b.json").out
     document = say("diff", "a.json", "b.json", "--json").json
-    assert len(document["different"]) == MOST + 5
+    assert len(document["different"]) == MAX_LINES + 5
     assert document["different"][0]["fields"] == ["seconds"]
     assert document["different"][0]["median_ns"] == [1000, 1000]
     assert document["only_a"] == [{"problem": make_problem(1).to_json(), "environment": XEON.id}]
@@ -626,7 +630,7 @@ def test_prune_never_removes_all_without_a_yes(say, mixed):
     before = path.read_bytes()
     said = say("prune", "--older-than", "1h")
     assert said.code == 2
-    assert "this would leave none of 4 records" in said.err
+    assert "no record would be left of 4 records" in said.err
     assert path.read_bytes() == before
     assert say("prune", "--older-than", "1h", "--yes").code == 0
     assert held(path) == []
@@ -654,7 +658,7 @@ def test_export_to_standard_output_is_a_cache_file(say, machine):
     keep("b.json", better_of(make_record(1)), make_record(3))
     said = say("export", "a.json", "b.json", "--environment", CPU.id[:5], "--json")
     table = parse(said.out.encode())
-    table.settle()
+    table.check_all()
     assert set(table.lines.values()) == {better_of(make_record(1)).line, make_record(3).line}
     assert set(table.environments) == {CPU.id}
     said = say("export", "-", "--environment", "this", stdin=Path("a.json").read_bytes())
@@ -688,11 +692,11 @@ def test_export_without_a_record_says_of_what_there_are_some(say, machine):
 
 def test_an_id_that_begins_several_environments_is_refused(machine):
     twins = {f"abcd{n:08d}": replace(CPU, units=n + 1) for n in range(2)}
-    assert environments.chosen(["abcd00000001"], twins) == [replace(CPU, units=2)]
+    assert environments.select(["abcd00000001"], twins) == [replace(CPU, units=2)]
     with pytest.raises(Exception, match="'abcd' begins several ids; give more digits:\n  abcd"):
-        environments.chosen(["abcd"], twins)
+        environments.select(["abcd"], twins)
     with pytest.raises(Exception, match="no environment whose id begins with '00000001'"):
-        environments.chosen(["00000001"], twins)
+        environments.select(["00000001"], twins)
 
 
 # ---- ages

@@ -3,6 +3,8 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from records import make_record
 
 from autolora import AutoloraError, Problem, TimingCache
-from autolora.cache.files.store import search_path
+from autolora.cache.files.paths import search_path
 from autolora.cli import check as room
 from autolora.cli import main
 from autolora.environment import Environment
@@ -153,7 +155,10 @@ def test_a_sample_is_drawn(say, clock):
 def test_a_spent_budget_and_ctrl_c_say_what_is_left(say, clock, monkeypatch):
     keep(record_of(8), record_of(16))
     clock.update({8: 1.2, 16: 1.2})
-    code, out, _ = say("--budget", "0.000001")
+    with monkeypatch.context() as patched:
+        ticking = partial(checking.check_records, clock=count().__next__)
+        patched.setattr(room, "check_records", ticking)
+        code, out, _ = say("--budget", "1")
     assert (code, "The budget is spent: 0 of 0 winners" in out) == (0, True)
     assert "2 still to check" in out
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from records import make_problem, make_record
 
-from autolora.cache.files.store import TimingCache, search_path
-from autolora.cache.records.record import Candidate, Verdict
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
+from autolora.cache.records.candidate import Candidate, Verdict
 from autolora.capture.capture import Capture
 from autolora.cli import main
 from autolora.cli.output import evidence, objectives
 from autolora.cli.output.figures import size
-from autolora.cli.output.objectives import compared, kept_note, objective_table
+from autolora.cli.output.objectives import objective_table, objectives_measured, shared_input_note
 from autolora.cli.output.steps import Step, reference_of, steps, winner_of
 from autolora.graphs.space import find_graph
 from autolora.objective import Objective
@@ -95,7 +96,7 @@ def test_an_input_that_layers_share_is_counted_once(inputs, shared):
     assert step.saved_bytes(winner_of) == shared * X + 3 * H
     assert step.saved_bytes(reference_of) == shared * X + 3 * H
     assert step.nanoseconds(winner_of) == 3000
-    assert ("was not seen" in kept_note([step])) == (-1 in inputs)
+    assert ("was not seen" in shared_input_note([step])) == (-1 in inputs)
 
 
 def test_a_copy_of_the_input_is_nobody_elses():
@@ -123,7 +124,7 @@ def test_steps_of_several_sizes():
 def test_each_objective_is_shown_with_its_graph_and_figures():
     step = step_of(RECORD, [0, 0])
     asked = Objective("time", X)
-    found = compared([RECORD], asked)
+    found = objectives_measured([RECORD], asked)
     assert found == [Objective(), Objective("memory"), Objective("accuracy"), asked]
     text = [line.plain for line in objective_table([RECORD], [step], found)]
     assert all(len(line) <= 80 for line in text)
@@ -141,10 +142,10 @@ def test_each_objective_is_shown_with_its_graph_and_figures():
     assert none[-1].strip() == f"{LEAN}: none keeps less"
 
 
-def test_only_what_all_records_were_measured_for_is_compared():
+def test_only_what_all_records_were_measured_for_is_objectives_measured():
     records = [RECORD, record_of(128, objectives=("memory", "time"))]
-    assert compared(records, Objective()) == [Objective(), Objective("memory")]
-    assert compared([record_of(objectives=("time",))], Objective()) == [Objective()]
+    assert objectives_measured(records, Objective()) == [Objective(), Objective("memory")]
+    assert objectives_measured([record_of(objectives=("time",))], Objective()) == [Objective()]
 
 
 def test_tune_says_what_each_objective_would_run_and_how_to_use_it(say):
@@ -305,8 +306,8 @@ def test_bytes(number, text):
         (Objective("memory"), ("AUTOLORA_OBJECTIVE=memory", 'objective="memory"')),
     ],
 )
-def test_usage(objective, expected):
-    assert objectives.usage(objective) == expected
+def test_objective_settings(objective, expected):
+    assert objectives.objective_settings(objective) == expected
 
 
 def test_a_step_without_floors_claims_no_overhead():

@@ -16,7 +16,7 @@ from rank_clusters import Clock, ranks
 
 from autolora import TimingCache
 from autolora.cli import main, tune
-from autolora.cli.output.ranks import _Named, say_threads
+from autolora.cli.output.ranks import _PrefixedStream, print_thread_note
 from autolora.cli.targets import device_of
 from autolora.cluster.liveness import FAILED
 from autolora.environment import Environment
@@ -124,7 +124,7 @@ def test_under_torchrun_and_once_more(path):
 
 
 @pytest.mark.parametrize(
-    ("fate", "words"), [("killed", "fell silent"), ("stuck", "came to no end")]
+    ("fate", "words"), [("killed", "stopped responding"), ("stuck", "did not finish")]
 )
 def test_a_lost_rank_costs_what_it_has_in_hand(path, fate, words):
     """The stuck one has its turn on the device, and never gives it back."""
@@ -239,7 +239,7 @@ def test_each_rank_takes_a_device_of_its_own(monkeypatch):
 def test_a_line_says_which_rank_wrote_it(tmp_path):
     path = tmp_path / "said"
     with path.open("w", encoding="utf-8") as stream:
-        named = _Named(stream, "rank 3: ")
+        named = _PrefixedStream(stream, "rank 3: ")
         named.write("one\ntwo ")
         stream.flush()
         assert path.read_text(encoding="utf-8") == "rank 3: one\n"  # lines of two do not mix
@@ -261,7 +261,7 @@ def test_a_line_says_which_rank_wrote_it(tmp_path):
 def test_threads_are_told_of(monkeypatch, capsys, device, variable, threads, told):
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    say_threads(torch.device(device))
+    print_thread_note(torch.device(device))
     assert ("1 thread per rank" in capsys.readouterr().err) == told
 
 
@@ -281,6 +281,9 @@ def test_what_others_tuned_is_one_line_for_each_environment(capsys):
     print_shares(shares)
     said = flat(capsys.readouterr().out)
     assert "2 ranks shared the work: 3 by rank 0, 4 by rank 1." in said
-    assert "Rank 1 on one (cpu) fell silent with a problem in hand, which is not measured." in said
+    assert (
+        "Rank 1 on one (cpu) stopped responding with a problem in hand, which is not measured."
+        in said
+    )
     assert "2 ranks on NVIDIA A100 tuned 8 problems for their own environment." in said
     assert "Rank 4 on three could not take part: no such file: model.py" in said

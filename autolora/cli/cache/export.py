@@ -1,4 +1,4 @@
-"""``autolora cache export``."""
+"""``autolora cache export``: extracts the records of some environments."""
 
 from __future__ import annotations
 
@@ -7,68 +7,65 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.files.store import search_path
+from autolora.cache.files.paths import search_path
 from autolora.cache.joining import Joined, join, save
-from autolora.cli.cache.environments import chosen, listed
+from autolora.cli.cache.environments import listing, select
 from autolora.cli.cache.files import (
-    STANDARD,
     CacheFile,
-    files_of,
-    refuse_folder,
-    sources_of,
-    warn_of_damage,
+    find_files,
+    output_path,
+    print_cache,
+    read_sources,
+    warn_invalid,
 )
-from autolora.cli.cache.merge import write_out
-from autolora.cli.cache.titles import environment_line, environments_by_id
 from autolora.cli.output.console import print_json, print_line
 from autolora.cli.output.figures import count
+from autolora.cli.output.tables import environment_line, environments_json
 from autolora.errors import AutoloraError
 
 
 def run(options: Namespace) -> int:
     """Writes the records of some environments as a cache file."""
-    out = None if options.output in (None, STANDARD) else Path(options.output)
-    if out is not None:
-        refuse_folder(out)
-    joined = join(sources_of(_files(options.files), {}))
-    warn_of_damage(joined)
-    environments = chosen(options.environment, joined.environments)
+    out = output_path(options.output)
+    joined = join(read_sources(_files(options.files), {}))
+    warn_invalid(joined)
+    environments = select(options.environment, joined.environments)
     wanted = {environment.id for environment in environments}
     keys = (key for key in joined.table.lines if key.environment in wanted)
-    exported = replace(joined, table=joined.table.part(keys))
+    exported = replace(joined, table=joined.table.subset(keys))
     if not exported.table.lines:
         named = "; ".join(map(environment_line, environments))
         raise AutoloraError(
-            f"no records of {named}; there are records of:{listed(joined.environments)}"
+            f"no records of {named}; there are records of:{listing(joined.environments)}"
         )
     if out is None:
-        write_out(exported)
+        print_cache(exported)
         return 0
-    held = len(save(exported, out).records)
+    total = len(save(exported, out).records)
     if options.json:
-        print_json(_json(exported, out, held))
+        print_json(_json(exported, out, total))
     else:
         for name, environment in exported.environments.items():
             number = sum(key.environment == name for key in exported.table.lines)
             print_line(f"{count(number, 'record')} of {name}  {environment_line(environment)}")
-        print_line(f"{out}: {count(held, 'record')}")
+        print_line(f"{out}: {count(total, 'record')}")
     return 0
 
 
 def _files(words: list[str]) -> list[CacheFile]:
-    """The files that are named, or those of the search path that are there."""
+    """The named files, or the existing ones of the search path."""
     if words:
-        return files_of(words)
+        return find_files(words)
     files = [CacheFile(str(path), path) for path in search_path() if path.exists()]
     if not files:
-        raise AutoloraError("no cache file of the search path is there; 'autolora tune' makes one")
+        raise AutoloraError("no cache file of the search path exists; 'autolora tune' creates one")
     return files
 
 
-def _json(exported: Joined, out: Path, held: int) -> dict[str, Any]:
+def _json(exported: Joined, out: Path, total: int) -> dict[str, Any]:
     return {
         "out": str(out),
         "exported": len(exported.table.lines),
-        "records": held,
-        "environments": environments_by_id(exported.environments.values()),
+        "records": total,
+        "environments": environments_json(exported.environments.values()),
     }

@@ -1,7 +1,7 @@
-"""Cache files that a command is to read: unlike in training, a broken one is an error.
+"""Reading and writing the cache files that a command names: files, folders, patterns, or ``-``.
 
-A command may name files, folders and patterns. What it names must be there; what is merely found in
-a folder or by a pattern, and is no cache, is told and left out.
+Unlike in training, a named file that is missing or broken is an error. A file found in a folder or
+by a pattern that is not a cache is left out with a warning.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autolora.cache.files.disk import LIMIT, Unreadable, read
 from autolora.cache.files.store import TimingCache
 from autolora.cache.joining import Joined, Source
-from autolora.cache.records.document import NewerSchema, parse
-from autolora.cache.records.table import Table
-from autolora.cli.output.console import overheard
+from autolora.cache.records.document import NewerSchema, parse, render
+from autolora.cache.records.table import Key, Table
+from autolora.cli.output.console import collect_log
 from autolora.errors import AutoloraError
 
 STANDARD = "-"  # standard input where a file is read, standard output where one is written
@@ -33,9 +34,9 @@ class CacheFile:
     """A file that a command reads.
 
     Args:
-        name: for people.
+        name: for messages.
         path: None for standard input.
-        named: whether it was named itself, not found in a folder or by a pattern.
+        named: whether it was named itself, instead of found in a folder or by a pattern.
     """
 
     name: str
@@ -44,46 +45,46 @@ class CacheFile:
 
 
 def open_cache(path: Path, *, required: bool = True) -> TimingCache:
-    """Reads a cache file, every record of it.
+    """Reads all records of a cache file.
 
     Args:
         path: of the file.
-        required: whether it must be there.
+        required: whether it must exist.
 
     Raises:
-        AutoloraError: it is missing though required, or nothing of it can be used.
+        AutoloraError: it is required and missing, or none of it can be used.
     """
     if required and not path.exists():
         raise AutoloraError(f"no such cache file: {path}")
-    with overheard() as warnings:
+    with collect_log() as warnings:
         cache = TimingCache.load(path)
         if not cache.records and warnings:
             raise AutoloraError(warnings.pop(0))
     return cache
 
 
-def files_of(words: Iterable[str]) -> list[CacheFile]:
-    """The files that a command names, each once, in the order in which they are named.
+def find_files(words: Iterable[str]) -> list[CacheFile]:
+    """The files that arguments name, without repeats, in their order.
 
     Args:
         words: paths of files or folders, patterns, or ``"-"``.
 
     Raises:
-        AutoloraError: a word names nothing that is there, or standard input is named twice.
+        AutoloraError: a word names no existing file, or standard input is named twice.
     """
     words = list(words)
     if words.count(STANDARD) > 1:
         raise AutoloraError("- is standard input, which can be read only once")
     found: dict[str, CacheFile] = {}
     for word in words:
-        for file in _named(word):
+        for file in _find(word):
             place = "" if file.path is None else os.path.realpath(file.path)
             found.setdefault(place, file)
     return list(found.values())
 
 
-def bytes_of(file: CacheFile) -> bytes:
-    """The content of a file.
+def read_bytes(file: CacheFile) -> bytes:
+    """Reads the content of a file.
 
     Raises:
         Unreadable: it cannot be read; the message is the cause.
@@ -102,13 +103,13 @@ def bytes_of(file: CacheFile) -> bytes:
     return data
 
 
-def table_of(file: CacheFile) -> Table:
-    """The table of a file, its lines unchecked.
+def read_table(file: CacheFile) -> Table:
+    """Reads the table of a file; its lines are not checked.
 
     Raises:
         Unreadable: none of it can be used; the message is the cause.
     """
-    data = bytes_of(file)
+    data = read_bytes(file)
     try:
         return parse(data)
     except NewerSchema as error:
@@ -117,23 +118,23 @@ def table_of(file: CacheFile) -> Table:
         raise Unreadable(f"it is corrupt ({str(error)[:200]})") from error
 
 
-def sources_of(
+def read_sources(
     files: Sequence[CacheFile], left_out: dict[str, str], *, lenient: bool = False
 ) -> Iterator[Source]:
-    """The tables of files, each read when it is asked for.
+    """Yields the tables of files, each read when it is requested.
 
     Args:
         files: to be read.
-        left_out: is told of files that cannot be used, by name with the cause.
-        lenient: whether one that was named may be left out as well as one that was found.
+        left_out: receives the cause for each file that cannot be used, by name.
+        lenient: whether named files may be left out, too.
 
     Raises:
-        AutoloraError: one cannot be used that must not be left out, or none can.
+        AutoloraError: a named file cannot be used, or none can.
     """
     cause = ""
     for file in files:
         try:
-            table = table_of(file)
+            table = read_table(file)
         except Unreadable as error:
             cause = f"{file.name} cannot be used: {error}"
             if file.named and not lenient:
@@ -148,23 +149,44 @@ def sources_of(
         )
 
 
-def warn_of_damage(joined: Joined) -> None:
-    """Tells of entries that could not be used."""
-    for share in joined.shares:
-        if share.damage:
-            logger.warning("in %s, %s", share.name, share.damage)
+def warn_invalid(joined: Joined) -> None:
+    """Warns of entries that could not be used."""
+    for source in joined.contributions:
+        if source.invalid_summary:
+            logger.warning("in %s, %s", source.name, source.invalid_summary)
 
 
-def refuse_folder(path: Path) -> None:
-    """Raises an ``AutoloraError`` where a file is to be written and a folder stands."""
+def output_path(word: str | None) -> Path | None:
+    """The path of a file to write, None for standard output.
+
+    Raises:
+        AutoloraError: it is a folder.
+    """
+    if word is None or word == STANDARD:
+        return None
+    path = Path(word)
     if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir may raise
         raise AutoloraError(
             f"{path} is a folder; name a file in it, such as {path / 'timings.v1.json'}"
         )
+    return path
 
 
-def _named(word: str) -> list[CacheFile]:
-    """The files of one word."""
+def print_cache(joined: Joined) -> None:
+    """Writes a cache file to standard output."""
+    data = render(joined.table)
+    if len(data) > LIMIT:
+        raise AutoloraError(f"the result would be larger than {LIMIT // 10**6} MB")
+    sys.stdout.write(data.decode("ascii"))
+
+
+def key_json(key: Key) -> dict[str, Any]:
+    """The problem and the environment of a record."""
+    return {"problem": key.problem.to_json(), "environment": key.environment}
+
+
+def _find(word: str) -> list[CacheFile]:
+    """The files that one argument names."""
     if word == STANDARD:
         return [CacheFile("standard input", None)]
     path = Path(word)
@@ -181,8 +203,3 @@ def _named(word: str) -> list[CacheFile]:
     if not hits:
         raise AutoloraError(f"no file matches {word!r}; 'autolora cache path' says where yours is")
     return [CacheFile(hit, Path(hit), named=False) for hit in hits]
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one file, be it there or not."""
-    return os.path.realpath(one) == os.path.realpath(other)

@@ -1,78 +1,75 @@
-"""``autolora cache merge``."""
+"""``autolora cache merge``: joins cache files."""
 
 from __future__ import annotations
 
-import sys
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.files.disk import LIMIT, Unreadable, read
-from autolora.cache.joining import Conflict, Joined, Share, Source, join, save
-from autolora.cache.records.document import NewerSchema, parse, render
+from autolora.cache.files.disk import Unreadable, read
+from autolora.cache.joining import Conflict, Contribution, Joined, Source, join, save
+from autolora.cache.records.document import NewerSchema, parse
+from autolora.cache.records.precedence import EFFORTS, TEXT
 from autolora.cli.cache.files import (
-    STANDARD,
     CacheFile,
-    files_of,
-    refuse_folder,
-    same_file,
-    sources_of,
-    warn_of_damage,
+    find_files,
+    key_json,
+    output_path,
+    print_cache,
+    read_sources,
+    warn_invalid,
 )
-from autolora.cli.cache.titles import environments_by_id, first, key_json, problem_title, reason
 from autolora.cli.output.console import print_json, print_line, print_lines
-from autolora.cli.output.figures import count
+from autolora.cli.output.figures import count, first_lines
+from autolora.cli.output.tables import environments_json
 from autolora.errors import AutoloraError
 
 
 def run(options: Namespace) -> int:
-    """Joins files, writes the outcome, and prints what came from where."""
-    out = None if options.output == STANDARD else Path(options.output)
+    """Joins files, writes the result, and prints what each file contributed."""
+    out = output_path(options.output)
     if out is None and options.json:
-        raise AutoloraError("--json would stand beside the merged file; name a file with -o")
-    files = files_of(options.files)
-    if out is not None:
-        refuse_folder(out)
-        files = [file for file in files if file.path is None or not same_file(file.path, out)]
+        raise AutoloraError(
+            "--json and the merged file cannot both go to standard output; use -o FILE"
+        )
+    files = find_files(options.files)
+    if out is not None:  # which is read first, as it was
+        place = os.path.realpath(out)
+        files = [
+            file for file in files if file.path is None or os.path.realpath(file.path) != place
+        ]
     left_out: dict[str, str] = {}
     joined = join(_sources(out, files, left_out))
-    if not joined.shares:
+    if not joined.contributions:
         raise AutoloraError(f"{out} cannot be used, and there is nothing else to join")
-    warn_of_damage(joined)
+    warn_invalid(joined)
     if out is None:
-        write_out(joined)
+        print_cache(joined)
         return 0
-    held = len(save(joined, out).records)
+    total = len(save(joined, out).records)
     if options.json:
-        print_json(_json(joined, out, held, left_out))
+        print_json(_json(joined, out, total, left_out))
     else:
-        _print(joined, out, held)
+        _print(joined, out, total)
     return 0
-
-
-def write_out(joined: Joined) -> None:
-    """Writes the outcome of a join to standard output, as a cache file."""
-    data = render(joined.table)
-    if len(data) > LIMIT:
-        raise AutoloraError(f"the result would be larger than {LIMIT // 10**6} MB")
-    sys.stdout.write(data.decode("ascii"))
 
 
 def _sources(
     out: Path | None, files: list[CacheFile], left_out: dict[str, str]
 ) -> Iterator[Source]:
-    """What is in the file to write, then the inputs."""
+    """The file to write, if it exists, then the inputs."""
     if out is not None and (present := _present(out)) is not None:
         yield present
-    yield from sources_of(files, left_out, lenient=True)
+    yield from read_sources(files, left_out, lenient=True)
 
 
 def _present(out: Path) -> Source | None:
-    """What the file to write holds; None if there is none, or it is corrupt: saving sets it aside.
+    """The content of the file to write; None if it is missing, or corrupt and to be set aside.
 
     Raises:
-        AutoloraError: it cannot be read, or a newer autolora wrote it.
+        AutoloraError: it cannot be read, or was written by a newer autolora.
     """
     try:
         data = read(out)
@@ -83,21 +80,21 @@ def _present(out: Path) -> Source | None:
         return None
 
 
-def _json(joined: Joined, out: Path, held: int, left_out: Mapping[str, str]) -> dict[str, Any]:
+def _json(joined: Joined, out: Path, total: int, left_out: Mapping[str, str]) -> dict[str, Any]:
     return {
         "out": str(out),
-        "records": held,
-        "environments": environments_by_id(joined.environments.values()),
+        "records": total,
+        "environments": environments_json(joined.environments.values()),
         "sources": [
             {
-                "file": share.name,
-                "records": share.records,
-                "taken": share.taken,
-                "equal": share.equal,
-                "worse": share.worse,
-                "unusable": share.invalid,
+                "file": source.name,
+                "records": source.records,
+                "taken": source.taken,
+                "equal": source.equal,
+                "worse": source.worse,
+                "unusable": source.invalid,
             }
-            for share in joined.shares
+            for source in joined.contributions
         ],
         "left_out": [{"file": name, "cause": cause} for name, cause in left_out.items()],
         "conflicts": [_conflict_json(conflict) for conflict in joined.conflicts],
@@ -110,32 +107,58 @@ def _conflict_json(conflict: Conflict) -> dict[str, Any]:
         "winner": conflict.winner,
         "loser": conflict.loser,
         "decided_by": conflict.decided_by,
-        "reason": reason(conflict),
+        "reason": _reason(conflict),
     }
 
 
-def _print(joined: Joined, out: Path, held: int) -> None:
-    width = max((len(share.name) for share in joined.shares), default=0)
-    print_lines(f"{share.name:<{width}}  {_brought(share)}" for share in joined.shares)
+def _print(joined: Joined, out: Path, total: int) -> None:
+    width = max((len(source.name) for source in joined.contributions), default=0)
+    print_lines(
+        f"{source.name:<{width}}  {_contribution(source)}" for source in joined.contributions
+    )
     if joined.conflicts:
         print_line()
         print_line(f"{count(len(joined.conflicts), 'conflict')}:")
-        print_lines(first(joined.conflicts, _conflict_line))
+        print_lines(first_lines(joined.conflicts, _conflict_line))
     print_line()
     environments = count(len(joined.environments), "environment")
-    print_line(f"{out}: {count(held, 'record')} of {environments}")
+    print_line(f"{out}: {count(total, 'record')} of {environments}")
 
 
-def _brought(share: Share) -> str:
-    parts = [f"{share.taken} taken"]
-    parts += [f"{share.equal} the same as an earlier file's"] if share.equal else []
-    parts += [f"{share.worse} worse"] if share.worse else []
-    parts += [f"{len(share.invalid)} unusable"] if share.invalid else []
-    return f"{count(share.records, 'record')}: {', '.join(parts)}"
+def _contribution(source: Contribution) -> str:
+    parts = [f"{source.taken} taken"]
+    parts += [f"{source.equal} the same as an earlier file's"] if source.equal else []
+    parts += [f"{source.worse} worse"] if source.worse else []
+    parts += [f"{len(source.invalid)} unusable"] if source.invalid else []
+    return f"{count(source.records, 'record')}: {', '.join(parts)}"
 
 
 def _conflict_line(conflict: Conflict) -> str:
     return (
-        f"{problem_title(conflict.key.problem)} ({conflict.key.environment}): "
-        f"{conflict.winner} over {conflict.loser}, {reason(conflict)}"
+        f"{conflict.key.problem.title} ({conflict.key.environment}): "
+        f"{conflict.winner} over {conflict.loser}, {_reason(conflict)}"
     )
+
+
+def _reason(conflict: Conflict) -> str:
+    """Why the winner is better, such as ``"effort normal over quick"``."""
+    field = conflict.decided_by
+    if field == TEXT:
+        return "equally good, the greater text"
+    won, lost = getattr(conflict.won, field), getattr(conflict.lost, field)
+    if field == "effort":
+        return f"effort {EFFORTS[won]} over {EFFORTS[lost]}"
+    if field == "steadiness":
+        return "spread {} % below {} %".format(*_apart(-100 * won, -100 * lost))
+    if field == "measured_at":
+        return f"newer, {won} over {lost}"
+    return f"{won} {field} over {lost}"
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers, with enough digits to differ."""
+    for digits in range(2, 18):
+        shown = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if shown[0] != shown[1]:
+            break
+    return shown

@@ -1,12 +1,12 @@
-"""The options of ``autolora cache …``."""
+"""The commands of ``autolora cache`` and their options."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from autolora.cli import arguments, options
-from autolora.cli.commands import FreeParser, Parser, add_command, described
+from autolora.cli import arguments
+from autolora.cli.arguments import IntermixedParser, Parser, add_command, add_json
 
 _VERBS = """\
   path      say which files are read and written, and what they hold
@@ -24,36 +24,28 @@ _NAMES = "path, merge, validate, diff, prune, export"
 
 
 def add_cache(commands: Any) -> None:
-    """``cache`` and its verbs."""
-    parser = described(
-        lambda **given: commands.add_parser("cache", **given),
-        "autolora cache",
-        "Works on timing caches: the files that 'autolora tune' writes and layers read.\n\n"
-        f"verbs:\n{_VERBS}",
-        "'autolora cache VERB --help' tells more about each.\n",
+    """Adds ``cache`` and its commands."""
+    prog = "autolora cache"
+    parser = commands.add_parser(
+        "cache",
+        prog=prog,
+        usage=f"{prog} VERB [options]",
+        description="Works on timing caches: the files that 'autolora tune' writes and layers "
+        f"read.\n\nverbs:\n{_VERBS}",
+        epilog="'autolora cache VERB --help' tells more about each.\n",
     )
-    parser.usage = "autolora cache VERB [options]"
-    parser.set_defaults(run=lambda _: parser.error(f"which verb? one of {_NAMES}"))
-    verbs = parser.add_subparsers(metavar="VERB", help=argparse.SUPPRESS, parser_class=FreeParser)
-    _add_path(verbs)
-    _add_merge(verbs)
-    _add_validate(verbs)
-    _add_diff(verbs)
-    _add_prune(verbs)
-    _add_export(verbs)
-
-
-def _verb(verbs: Any, name: str, usage: str, description: str, epilog: str) -> Parser:
-    prog = f"autolora cache {name}"
-    return add_command(
-        verbs, name, usage, description, epilog, prog=prog, run=f"autolora.cli.cache.{name}"
+    parser.set_defaults(run=lambda _: parser.error(f"no verb given; one of {_NAMES}"))
+    verbs = parser.add_subparsers(
+        metavar="VERB", help=argparse.SUPPRESS, parser_class=IntermixedParser
     )
+    for add in (_add_path, _add_merge, _add_validate, _add_diff, _add_prune, _add_export):
+        add(verbs)
 
 
 def _add_path(verbs: Any) -> None:
-    path = _verb(
+    path = add_command(
         verbs,
-        "path",
+        "cache path",
         "[--write | --json]",
         "Says which files are read, in order: for each whether it is there, how many\n"
         "records it holds, how many of them are of this machine and its libraries, and\n"
@@ -68,13 +60,13 @@ def _add_path(verbs: Any) -> None:
     how.add_argument(
         "--write", action="store_true", help="print nothing but the path of the file to write"
     )
-    options.add_json(how)
+    add_json(how)
 
 
 def _add_merge(verbs: Any) -> None:
-    merge = _verb(
+    merge = add_command(
         verbs,
-        "merge",
+        "cache merge",
         "FILE... -o OUT [--json]",
         "Joins cache files, and OUT with them where it exists. For the same problem and\n"
         "environment the better record stays: higher effort, more objectives, more\n"
@@ -86,13 +78,13 @@ def _add_merge(verbs: Any) -> None:
     )
     _add_files(merge, "+")
     _add_output(merge, "file to write, - for standard output", required=True)
-    options.add_json(merge)
+    add_json(merge)
 
 
 def _add_validate(verbs: Any) -> None:
-    validate = _verb(
+    validate = add_command(
         verbs,
-        "validate",
+        "cache validate",
         "FILE... [--json]",
         "Checks cache files: whether they are of the schema, whether every graph is known\n"
         "and computes its record's problem, and whether the times can be. What is odd but\n"
@@ -102,13 +94,13 @@ def _add_validate(verbs: Any) -> None:
         "example:\n  autolora cache validate team.json\n",
     )
     _add_files(validate, "+")
-    options.add_json(validate)
+    add_json(validate)
 
 
 def _add_diff(verbs: Any) -> None:
-    diff = _verb(
+    diff = add_command(
         verbs,
-        "diff",
+        "cache diff",
         "A B [--json]",
         "Says which records are in one of two files only, and which differ and how.\n\n"
         + _FILES.replace("FILE is a", "A and B: a").rstrip()
@@ -118,13 +110,13 @@ def _add_diff(verbs: Any) -> None:
     )
     for side in ("a", "b"):
         diff.add_argument(side, metavar=side.upper(), help=argparse.SUPPRESS)
-    options.add_json(diff)
+    add_json(diff)
 
 
 def _add_prune(verbs: Any) -> None:
-    prune = _verb(
+    prune = add_command(
         verbs,
-        "prune",
+        "cache prune",
         "[FILE] [options]",
         "Removes records from a cache file: those of none of the environments to keep,\n"
         "and those that are older. What others add meanwhile is not lost. FILE is the one\n"
@@ -134,14 +126,7 @@ def _add_prune(verbs: Any) -> None:
         "  autolora cache prune team.json --keep-environment this\n",
     )
     _add_files(prune, "?")
-    prune.add_argument(
-        "--keep-environment",
-        action="append",
-        default=[],
-        metavar="ID",
-        help="'this' for this machine and its libraries, or the first digits of an id, at least "
-        "4; may be given several times",
-    )
+    _add_environments(prune, "--keep-environment", default=[])
     prune.add_argument(
         "--older-than",
         type=arguments.age,
@@ -151,13 +136,13 @@ def _add_prune(verbs: Any) -> None:
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     prune.add_argument("--yes", action="store_true", help="even if no record is left")
     _add_output(prune, "where FILE is -: file to write instead of standard output")
-    options.add_json(prune)
+    add_json(prune)
 
 
 def _add_export(verbs: Any) -> None:
-    export = _verb(
+    export = add_command(
         verbs,
-        "export",
+        "cache export",
         "[FILE...] --environment ID [options]",
         "Writes the records of one environment or several as a cache file of their own,\n"
         "to standard output unless -o is given. Without FILE they are those of every\n"
@@ -165,14 +150,7 @@ def _add_export(verbs: Any) -> None:
         "example:\n  autolora cache export --environment this -o this-node.json\n",
     )
     _add_files(export, "*")
-    export.add_argument(
-        "--environment",
-        action="append",
-        required=True,
-        metavar="ID",
-        help="'this' for this machine and its libraries, or the first digits of an id, at least "
-        "4; may be given several times",
-    )
+    _add_environments(export, "--environment", required=True)
     _add_output(export, "file to write; it is joined with what is there")
     export.add_argument("--json", action="store_true", help="with -o: print one JSON document")
 
@@ -180,6 +158,17 @@ def _add_export(verbs: Any) -> None:
 def _add_files(parser: Parser, number: str) -> None:
     name = "file" if number == "?" else "files"
     parser.add_argument(name, nargs=number, metavar="FILE", help=argparse.SUPPRESS)
+
+
+def _add_environments(parser: Parser, option: str, **settings: Any) -> None:
+    parser.add_argument(
+        option,
+        action="append",
+        metavar="ID",
+        help="'this' for this machine and its libraries, or the first digits of an id, at least "
+        "4; may be given several times",
+        **settings,
+    )
 
 
 def _add_output(parser: Parser, text: str, *, required: bool = False) -> None:

@@ -1,9 +1,10 @@
-"""``autolora cache path``."""
+"""``autolora cache path``: the files of the search path, and what they contain."""
 
 from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,11 @@ from typing import Any
 from autolora.cache.files.disk import Unreadable
 from autolora.cache.files.paths import search_path, site_path
 from autolora.cache.lookup.closest import similarity
-from autolora.cache.records.table import Table
-from autolora.cli.cache.environments import here
-from autolora.cli.cache.files import MISSING, CacheFile, table_of
-from autolora.cli.cache.titles import environment_line
+from autolora.cli.cache.environments import local_environments
+from autolora.cli.cache.files import MISSING, CacheFile, read_table
 from autolora.cli.output.console import print_json, print_line, print_lines, print_paragraph
 from autolora.cli.output.figures import count
+from autolora.cli.output.tables import environment_line
 from autolora.environment import Environment
 
 
@@ -26,12 +26,12 @@ class _Layer:
     """A file of the search path.
 
     Args:
-        role: what it is there for.
+        role: ``"written"``, ``"read"`` or ``"site folder"``.
         path: of the file.
-        exists: whether it is there.
-        records: how many can be used, by the id of their environment.
-        environments: those, by id.
-        damage: why it, or a part of it, cannot be used.
+        exists: whether it exists.
+        records: number of valid records, by the id of their environment.
+        environments: of these records, by id.
+        damage: why the file, or a part of it, cannot be used.
     """
 
     role: str
@@ -42,11 +42,11 @@ class _Layer:
     damage: str = ""
 
     def fitting(self, environment: Environment) -> int:
-        """How many records are of an environment."""
+        """The number of records of an environment."""
         return self.records.get(environment.id, 0)
 
     def related(self, environment: Environment) -> int:
-        """How many are of the same device under other libraries or settings."""
+        """The number of records of the same device with other libraries or settings."""
         return sum(
             self.records[name]
             for name, other in self.environments.items()
@@ -55,13 +55,13 @@ class _Layer:
 
 
 def run(options: Namespace) -> int:
-    """Prints the layers of the search path, or only the path of the file that tuning writes."""
+    """Prints the layers of the search path, or only the path that tuning writes."""
     paths = search_path()
     if options.write:
         print_line(str(paths[0]))
         return 0
     layers = [_layer(path, _role(number, path)) for number, path in enumerate(paths)]
-    machine = here() if any(layer.records for layer in layers) else []
+    machine = local_environments() if any(layer.records for layer in layers) else []
     obstacle = obstacle_to_writing(paths[0])
     if options.json:
         print_json(_json(layers, machine, obstacle))
@@ -71,9 +71,9 @@ def run(options: Namespace) -> int:
 
 
 def obstacle_to_writing(path: Path) -> str:
-    """Why a cache file could not be written there, ``""`` if nothing speaks against it."""
+    """Why a cache file cannot be written there, ``""`` if it can."""
     target = os.path.realpath(path)
-    if os.path.isdir(target):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
+    if os.path.isdir(target):  # noqa: PTH112  # Path.is_dir may raise
         return "it is a folder"
     if os.path.lexists(target) and not os.access(target, os.W_OK):
         return "the file is read-only"
@@ -95,20 +95,15 @@ def _role(number: int, path: Path) -> str:
 
 def _layer(path: Path, role: str) -> _Layer:
     try:
-        table = table_of(CacheFile(str(path), path))
+        table = read_table(CacheFile(str(path), path))
     except Unreadable as error:
         damage = str(error)
         there = damage != MISSING
         return _Layer(role, path, there, damage=damage if there else "")
-    table.settle()
-    return _Layer(role, path, True, *_numbers(table), damage=table.damage)
-
-
-def _numbers(table: Table) -> tuple[dict[str, int], dict[str, Environment]]:
-    numbers: dict[str, int] = {}
-    for key in table.lines:
-        numbers[key.environment] = numbers.get(key.environment, 0) + 1
-    return numbers, {name: table.environments[name] for name in numbers}
+    table.check_all()
+    records = Counter(key.environment for key in table.lines)
+    environments = {name: table.environments[name] for name in records}
+    return _Layer(role, path, True, records, environments, table.invalid_summary)
 
 
 def _json(
@@ -151,7 +146,7 @@ def _print(layers: Sequence[_Layer], machine: Sequence[Environment], obstacle: s
 
 
 def _about(layer: _Layer, machine: Sequence[Environment]) -> list[str]:
-    """What there is to say of a layer."""
+    """The description of a layer, in lines."""
     if not layer.exists:
         return [f"{layer.role}; not there"]
     lines = [f"{layer.role}; {count(sum(layer.records.values()), 'record')}"]

@@ -1,4 +1,4 @@
-"""``autolora cache prune``."""
+"""``autolora cache prune``: removes records from a cache file."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
 from autolora.cache.joining import Joined, join, save
 from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key
-from autolora.cli.cache.environments import chosen
+from autolora.cli.cache.environments import select
 from autolora.cli.cache.files import (
-    STANDARD,
     CacheFile,
-    files_of,
-    refuse_folder,
-    sources_of,
-    warn_of_damage,
+    find_files,
+    key_json,
+    output_path,
+    print_cache,
+    read_sources,
+    warn_invalid,
 )
-from autolora.cli.cache.merge import write_out
-from autolora.cli.cache.titles import environment_line, environments_by_id
-from autolora.cli.output.console import print_json, print_lines, say
+from autolora.cli.output.console import print_json, print_lines, print_status
 from autolora.cli.output.figures import count
+from autolora.cli.output.tables import environment_line, environments_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 
@@ -34,60 +35,64 @@ Keep = Callable[[Record], bool]
 
 
 def run(options: Namespace) -> int:
-    """Removes records from a file, and prints which and how many stay."""
-    file = _file(options)
-    joined = join(sources_of([file], {}))
-    environments = chosen(options.keep_environment, joined.environments)
-    keep = _keep(environments, options.older_than)
-    gone = [record for record in joined.records if not keep(record)]
-    left = len(joined.records) - len(gone)
-    if gone and not left and not (options.yes or options.dry_run):
+    """Removes records from a file, and prints how many are removed and kept."""
+    file, out = _files(options)
+    joined = join(read_sources([file], {}))
+    environments = select(options.keep_environment, joined.environments)
+    keep = _condition(environments, options.older_than)
+    removed = [record for record in joined.records if not keep(record)]
+    kept = len(joined.records) - len(removed)
+    if removed and not kept and not (options.yes or options.dry_run):
         raise AutoloraError(
-            f"this would leave none of {count(len(gone), 'record')} in {file.name}; say --yes if "
-            "that is meant"
+            f"no record would be left of {count(len(removed), 'record')} in {file.name}; use --yes "
+            "to remove all of them"
         )
     if not options.dry_run:
         if file.path is None:
-            _write(joined, keep, options.output)
-        elif gone:  # which says of damage what it does with it
-            gone, left = _rewritten(file.path, keep)
-    if options.dry_run or file.path is None or not gone:
-        warn_of_damage(joined)
-    written = options.output or file.name
+            _write(joined, keep, out)
+        elif removed:
+            removed, kept = _rewrite(file.path, keep)
+    if options.dry_run or file.path is None or not removed:  # rewriting warns by itself
+        warn_invalid(joined)
+    to_stdout = file.path is None and out is None and not options.dry_run
+    name = "standard output" if to_stdout else options.output or file.name
     if options.json:
-        print_json(_json(written, gone, left, options.dry_run))
-    elif file.path is None and options.output in (None, STANDARD) and not options.dry_run:
-        for line in _lines("standard output", gone, left, options.dry_run):
-            say(line)
+        print_json(_json(name, removed, kept, options.dry_run))
+    elif to_stdout:
+        for line in _lines(name, removed, kept, options.dry_run):
+            print_status(line)
     else:
-        print_lines(_lines(written, gone, left, options.dry_run))
+        print_lines(_lines(name, removed, kept, options.dry_run))
     return 0
 
 
-def _file(options: Namespace) -> CacheFile:
-    """The file to prune, if all options make sense."""
+def _files(options: Namespace) -> tuple[CacheFile, Path | None]:
+    """The file to prune, and the file to write if it is standard input.
+
+    Raises:
+        AutoloraError: the options do not go together.
+    """
     if not options.keep_environment and options.older_than is None:
-        raise AutoloraError("what is to be removed? give --keep-environment, --older-than or both")
-    if options.file is None:
-        path = search_path()[0]
-        files = [CacheFile(str(path), path)]
-    else:
-        files = files_of([options.file])
+        raise AutoloraError("nothing to remove: give --keep-environment, --older-than or both")
+    path = search_path()[0]
+    files = [CacheFile(str(path), path)] if options.file is None else find_files([options.file])
     if len(files) > 1:
         raise AutoloraError(f"{options.file} is {len(files)} files; prune one at a time")
     (file,) = files
-    if file.path is not None and options.output is not None:
-        raise AutoloraError("-o goes with standard input only; a file is pruned in its place")
-    if file.path is None and options.output in (None, STANDARD):
-        if options.json and not options.dry_run:
-            raise AutoloraError("--json would stand beside the pruned file; name a file with -o")
-    elif file.path is None:
-        refuse_folder(Path(options.output))
-    return file
+    if file.path is not None:
+        if options.output is not None:
+            raise AutoloraError("-o is for standard input only; a file is pruned in place")
+        return file, None
+    out = output_path(options.output)
+    if out is None and options.json and not options.dry_run:
+        raise AutoloraError(
+            "--json and the pruned file cannot both go to standard output; use -o FILE"
+        )
+    return file, out
 
 
-def _keep(environments: Sequence[Environment], older_than: float | None) -> Keep:
-    """Whether a record stays."""
+def _condition(environments: Sequence[Environment], older_than: float | None) -> Keep:
+    """Whether a record is kept."""
     oldest = ""
     if older_than is not None:
         moment = datetime.now(UTC) - timedelta(seconds=older_than)
@@ -95,50 +100,45 @@ def _keep(environments: Sequence[Environment], older_than: float | None) -> Keep
 
     def keep(record: Record) -> bool:
         known = not environments or record.environment in environments
-        return known and record.measured_at >= oldest  # texts of one form, in the order of time
+        return known and record.measured_at >= oldest  # timestamps in this format sort by time
 
     return keep
 
 
-def _write(joined: Joined, keep: Keep, output: str | None) -> None:
-    """Writes the records that stay to a file, which is joined with them, or to standard output."""
-    kept = (Key.of(r.problem, r.environment) for r in joined.records if keep(r))
-    pruned = replace(joined, table=joined.table.part(kept))
-    if output in (None, STANDARD):
-        write_out(pruned)
-    elif output is not None:
-        save(pruned, output)
+def _write(joined: Joined, keep: Keep, out: Path | None) -> None:
+    """Writes the records to keep to standard output, or joins them with a file."""
+    keys = (Key.of(r.problem, r.environment) for r in joined.records if keep(r))
+    pruned = replace(joined, table=joined.table.subset(keys))
+    if out is None:
+        print_cache(pruned)
+    else:
+        save(pruned, out)
 
 
-def _rewritten(path: Path, keep: Keep) -> tuple[list[Record], int]:
-    """Removes records from a file as it is now, and says which went and how many stay."""
-    gone: dict[tuple[object, ...], Record] = {}
+def _rewrite(path: Path, keep: Keep) -> tuple[list[Record], int]:
+    """Prunes the current content of a file; returns the removed records and the number kept."""
+    removed: dict[tuple[object, ...], Record] = {}
 
     def kept(record: Record) -> bool:
-        stays = keep(record)
-        if not stays:
-            gone[record.problem, record.environment] = record
-        return stays
+        if keep(record):
+            return True
+        removed[record.problem, record.environment] = record
+        return False
 
-    left, _ = TimingCache.rewrite(path, kept)
-    return list(gone.values()), left
+    number, _ = TimingCache.rewrite(path, kept)
+    return list(removed.values()), number
 
 
-def _json(name: str, gone: Sequence[Record], left: int, dry_run: bool) -> dict[str, Any]:
-    environments = {record.environment for record in gone}
+def _json(name: str, removed: Sequence[Record], kept: int, dry_run: bool) -> dict[str, Any]:
+    numbers = _numbers(removed)
     return {
         "file": name,
         "dry_run": dry_run,
-        "kept": left,
-        "removed": len(gone),
-        "removed_by_environment": {
-            environment.id: number for environment, number in _numbers(gone).items()
-        },
-        "environments": environments_by_id(environments),
-        "problems_removed": [
-            {"problem": record.problem.to_json(), "environment": record.environment.id}
-            for record in gone
-        ],
+        "kept": kept,
+        "removed": len(removed),
+        "removed_by_environment": {each.id: number for each, number in numbers.items()},
+        "environments": environments_json(numbers),
+        "problems_removed": [key_json(Key.of(r.problem, r.environment)) for r in removed],
     }
 
 
@@ -146,13 +146,12 @@ def _numbers(records: Iterable[Record]) -> dict[Environment, int]:
     return dict(Counter(record.environment for record in records).most_common())
 
 
-def _lines(name: str, gone: Sequence[Record], left: int, dry_run: bool) -> list[str]:
+def _lines(name: str, removed: Sequence[Record], kept: int, dry_run: bool) -> list[str]:
     verb = "would be removed" if dry_run else "removed"
     lines = [
         f"{verb}: {count(number, 'record')} of {environment.id}  {environment_line(environment)}"
-        for environment, number in _numbers(gone).items()
+        for environment, number in _numbers(removed).items()
     ]
-    stays = "would stay" if dry_run else "stays" if left == 1 else "stay"
-    stay = f"{count(left, 'record')} {stays}"
-    what = f"{len(gone)} {verb}" if gone else "nothing to remove"
-    return [*lines, f"{name}: {what}, {stay}"]
+    stay = "would stay" if dry_run else "stays" if kept == 1 else "stay"
+    what = f"{len(removed)} {verb}" if removed else "nothing to remove"
+    return [*lines, f"{name}: {what}, {count(kept, 'record')} {stay}"]

@@ -1,4 +1,4 @@
-"""``autolora cache validate``."""
+"""``autolora cache validate``: checks cache files."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from argparse import Namespace
 from typing import Any
 
 from autolora.cache.files.disk import Unreadable
+from autolora.cache.records.table import Key
 from autolora.cache.records.validation import Finding, Graphs, Validation, validate
 from autolora.cli import INVALID
-from autolora.cli.cache.files import CacheFile, bytes_of, files_of, logger
-from autolora.cli.cache.titles import first, key_title
+from autolora.cli.cache.files import CacheFile, find_files, logger, read_bytes
 from autolora.cli.output.console import print_json, print_line, print_lines
-from autolora.cli.output.figures import count
+from autolora.cli.output.figures import count, first_lines
 from autolora.errors import AutoloraError
-from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.kinds import find_graph, reference_graph
 
 _GRAPHS = Graphs(find_graph, lambda problem: reference_graph(problem).name)
-_SIGN = re.compile(rb'"schema_version"\s*:')
-_HEAD = 1000  # bytes in which a cache file says that it is one
+_MARK = re.compile(rb'"schema_version"\s*:')
+_HEAD = 1000  # bytes of a cache file that contain the mark
 
 
 def run(options: Namespace) -> int:
-    """Prints what is wrong or odd in each file."""
+    """Prints the errors and notes of each file."""
     done: list[tuple[CacheFile, Validation]] = []
-    for file in files_of(options.files):
+    for file in find_files(options.files):
         validation = _validated(file)
         if validation is None:
             logger.warning("%s is left out: it is no timing cache", file.name)
@@ -40,12 +40,12 @@ def run(options: Namespace) -> int:
 
 
 def _validated(file: CacheFile) -> Validation | None:
-    """What is found in a file; None if it was not named itself and is none of ours."""
+    """The findings in a file; None if it was not named itself and is not a cache."""
     try:
-        data = bytes_of(file)
+        data = read_bytes(file)
     except Unreadable as error:
         return Validation(0, (Finding("error", f"it cannot be read: {error}"),))
-    if not file.named and not _SIGN.search(data, 0, _HEAD):
+    if not file.named and not _MARK.search(data, 0, _HEAD):
         return None
     return validate(data, _GRAPHS)
 
@@ -63,7 +63,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     key = finding.key
     try:
         problem = key and key.problem.to_json()
-    except ValueError:  # that is what is wrong with it
+    except ValueError:  # it is invalid, which is the finding
         problem = None
     return {
         "severity": finding.severity,
@@ -75,7 +75,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 def _print(file: CacheFile, validation: Validation) -> None:
     findings = sorted(validation.findings, key=lambda finding: finding.severity)  # errors first
-    print_lines(first(findings, lambda finding: _line(file, finding), indent=""))
+    print_lines(first_lines(findings, lambda finding: _line(file, finding), indent=""))
     verdict = count(validation.errors, "error") if validation.errors else "valid"
     notes = len(findings) - validation.errors
     verdict += f", {count(notes, 'note')}" if notes else ""
@@ -84,5 +84,13 @@ def _print(file: CacheFile, validation: Validation) -> None:
 
 def _line(file: CacheFile, finding: Finding) -> str:
     key = finding.key
-    record = "" if key is None else f"{key_title(key)} ({key.environment}): "
+    record = "" if key is None else f"{_title(key)} ({key.environment}): "
     return f"{file.name}: {finding.severity}: {record}{finding.cause}"
+
+
+def _title(key: Key) -> str:
+    """The problem of a record, which may be invalid, in one line."""
+    try:
+        return key.problem.title
+    except ValueError:
+        return f"sizes {', '.join(map(str, key.sizes))}, {key.tokens} tokens"

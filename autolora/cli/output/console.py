@@ -1,7 +1,7 @@
-"""What every command prints with: stdout for results, stderr for the rest, and safe text.
+"""Printing: results to stdout, messages and log records to stderr.
 
-Nothing is read as markup, and control characters in text that came from a file are made visible.
-rich is imported when something is printed.
+Nothing is interpreted as markup, and control characters are escaped. rich is imported when it is
+needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_HERE = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parents[2]
 _PREFIX = "autolora: "
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def clean(text: str) -> str:
-    r"""Text that a terminal shows and does not obey; line breaks stay.
+    r"""Escapes control characters other than line breaks.
 
     >>> clean("\x1b[2Jgone")
     '\\x1b[2Jgone'
@@ -39,7 +39,7 @@ def clean(text: str) -> str:
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A rich console on a stream, stdout unless given."""
+    """A rich console for a stream (default: stdout)."""
     from rich.console import Console
 
     screen = Console(
@@ -62,55 +62,50 @@ def print_lines(lines: Iterable[str | Text], style: str = "") -> None:
 
 
 def screen_width() -> int:
-    """Cells in a line of stdout; 80 where it is no terminal."""
+    """Width of stdout in cells; 80 if it is not a terminal."""
     screen = console()
     return screen.width if screen.is_terminal else 80
 
 
 def print_paragraph(text: str) -> None:
-    """Prints a sentence or more, filled to the width of the screen."""
+    """Prints text wrapped to the width of the screen."""
     width = min(screen_width(), 100)
     print_line(textwrap.fill(clean(text), width, break_on_hyphens=False, break_long_words=False))
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document; the only thing that a command prints to stdout with ``--json``."""
+    """Prints one JSON document, the only output on stdout with ``--json``."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
 
 
-def say(line: str) -> None:
-    """Prints one line that is no result, to stderr."""
+def print_status(line: str) -> None:
+    """Prints one line that is not a result, to stderr."""
     console(sys.stderr).print(clean(line))
 
 
-def say_interrupted() -> None:
-    """Prints ``autolora: interrupted`` to stderr."""
-    say("autolora: interrupted")
-
-
-def say_error(message: str) -> None:
+def print_error(message: str) -> None:
     """Prints ``autolora: error: …`` to stderr."""
-    _say("error", message)
+    _print_labelled("error", message)
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Shows on stderr what the library logs, and its warnings, each once; both as one line."""
+def log_to_stderr() -> Iterator[None]:
+    """Shows the library's log messages and warnings on stderr, one line each, without repeats."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a sign that it lacks is no reason to fail
-    logger, handler = logging.getLogger("autolora"), _Once()
+            stream.reconfigure(errors="replace")  # an encoding without our characters
+    logger, handler = logging.getLogger("autolora"), _StderrHandler()
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            theirs = warnings.showwarning
+            default = warnings.showwarning
 
             def show(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
-                if Path(filename).is_relative_to(_HERE):
-                    handler.tell("warning", str(message))
+                if Path(filename).is_relative_to(_PACKAGE):
+                    handler.show("warning", str(message))
                 else:
-                    theirs(message, category, filename, lineno, *rest)
+                    default(message, category, filename, lineno, *rest)
 
             warnings.showwarning = show  # type: ignore[assignment]
             yield
@@ -120,8 +115,8 @@ def listening() -> Iterator[None]:
 
 
 @contextmanager
-def overheard() -> Iterator[list[str]]:
-    """Collects what the library logs instead of showing it; what is left in the end is shown."""
+def collect_log() -> Iterator[list[str]]:
+    """Collects the library's log messages in a list; those still in it at the end are shown."""
     logger, collector = logging.getLogger("autolora"), _Collector()
     logger.handlers, handlers = [collector], logger.handlers
     try:
@@ -141,26 +136,26 @@ class _Collector(logging.Handler):
         self.messages.append(record.getMessage().removeprefix(_PREFIX))
 
 
-class _Once(logging.Handler):
+class _StderrHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.tell(record.levelname.lower(), record.getMessage().removeprefix(_PREFIX))
+        self.show(record.levelname.lower(), record.getMessage().removeprefix(_PREFIX))
 
-    def tell(self, kind: str, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            _say(kind, message)
+    def show(self, label: str, message: str) -> None:
+        if message not in self._shown:
+            self._shown.add(message)
+            _print_labelled(label, message)
 
 
 def _raise_again() -> None:
     raise  # rich calls this where it has caught the exception
 
 
-def _say(kind: str, message: str) -> None:
+def _print_labelled(label: str, message: str) -> None:
     from rich.text import Text
 
-    prefix = Text.assemble(_PREFIX, (f"{kind}: ", _STYLES.get(kind, "")))
+    prefix = Text.assemble(_PREFIX, (f"{label}: ", _STYLES.get(label, "")))
     console(sys.stderr).print(prefix.append(clean(message)))

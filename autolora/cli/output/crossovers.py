@@ -1,4 +1,4 @@
-"""``autolora show --crossovers``: which graph runs at which token counts, per layer shape."""
+"""Crossovers: which graph runs at which token counts, for each layer shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ from autolora.cache.lookup.crossovers import Range, crossovers
 from autolora.cache.lookup.lookup import NEAR
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean, print_line, print_lines, screen_width
-from autolora.cli.output.documents import environments_json
 from autolora.cli.output.figures import align, count, ratio
-from autolora.cli.output.tables import environment_title, layer_title, section_title
+from autolora.cli.output.tables import (
+    by_environment,
+    environment_title,
+    environments_json,
+    sections,
+)
 from autolora.environment import Environment
-from autolora.graphs.graph import REFERENCE
-from autolora.graphs.space import find_graph
+from autolora.graphs.base import REFERENCE
+from autolora.graphs.kinds import find_graph
 from autolora.objective import Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 
 LEGEND = (
     "Speed-ups are over PEFT's graph, at the first and at the last token count of a range. "
@@ -39,20 +43,20 @@ class _Family:
     """One problem at several token counts.
 
     Args:
-        problem: at the least of them.
-        environment: where they were measured.
-        measured: the counts, ascending.
-        ranges: which graph rules where.
+        problem: at the smallest of them.
+        environment: of the records.
+        measured: the token counts, ascending.
+        ranges: which graph runs where.
     """
 
-    problem: Problem
+    problem: BaseProblem
     environment: Environment
     measured: tuple[int, ...]
     ranges: list[Range]
 
 
 def print_ranges(path: Path, records: Sequence[Record], asked: Objective) -> None:
-    """Prints the ranges of one file's records, by machine and section."""
+    """Prints the ranges of a file's records."""
     families = {(record.problem.at(1), record.environment) for record in records}
     print_line(f"{path}: {count(len(families), 'layer shape')}, {count(len(records), 'record')}")
     print_line()
@@ -60,22 +64,19 @@ def print_ranges(path: Path, records: Sequence[Record], asked: Objective) -> Non
 
 
 def print_families(records: Sequence[Record], asked: Objective) -> None:
-    """Prints the ranges of some records, by machine and section."""
-    families = _families(records, asked)
-    by_machine = sorted(families, key=lambda family: family.environment.id)  # a stable sort
-    groups = groupby(by_machine, key=lambda family: family.environment)
-    for number, (environment, group) in enumerate(groups):
+    """Prints the ranges of records, by environment and section."""
+    for number, (environment, group) in enumerate(by_environment(_families(records, asked))):
         if number:
             print_line()
         print_lines(environment_title(environment))
-        print_lines(range_table(list(group), screen_width()))
+        print_lines(range_table(group, screen_width()))
 
 
 def ranges_json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
-    """The same as plain data."""
+    """The ranges of a file's records."""
     return {
         "path": str(path),
-        "environments": environments_json(records),
+        "environments": environments_json(record.environment for record in records),
         "objective": asked.kind,
         "max_saved_bytes": asked.max_saved_bytes,
         "families": [
@@ -91,28 +92,28 @@ def ranges_json(path: Path, records: Sequence[Record], asked: Objective) -> dict
 
 
 def range_table(families: Sequence[_Family], width: int) -> list[Text]:
-    """Each family's ranges, in sections of equal rank and dtypes.
+    """The ranges of families, in sections of equal rank and dtypes.
 
-    A range is one line where all of them fit, else its graph stands below its figures.
+    If a line is too long for the screen, all graphs are printed below their figures.
 
     Args:
-        families: in the order in which they are to be shown within their section.
+        families: in the order to be shown within their section.
         width: of the screen, in cells.
     """
-    ordered = sorted(families, key=lambda family: section_title(family.problem))  # a stable sort
-    ranges = [each for family in ordered for each in family.ranges]
+    ranges = [each for family in families for each in family.ranges]
     names = [clean(each.graph or "no graph known") for each in ranges]
     lines = align([(*_cells(each), name) for each, name in zip(ranges, names, strict=True)], "rll")
     below = max(map(len, lines)) > width - 4
     if below:
         lines = align([_cells(each) for each in ranges], "rl")
     body = zip(ranges, lines, names, strict=True)
+    parts = [list(islice(body, len(family.ranges))) for family in families]
     shown = []
-    for title, section in groupby(ordered, key=lambda family: section_title(family.problem)):
-        shown.append(Text(title, "bold"))
-        for family in section:
+    for title, section in sections(zip(families, parts, strict=True)):
+        shown.append(title)
+        for family, part in section:
             shown += _heading(family, width)
-            for each, line, name in islice(body, len(family.ranges)):
+            for each, line, name in part:
                 shown.append(Text(f"    {line}", "" if each.graph == REFERENCE else "green"))
                 shown += [Text(f"      {name}", "dim")] if below else []
     return shown
@@ -120,7 +121,7 @@ def range_table(families: Sequence[_Family], width: int) -> list[Text]:
 
 def _heading(family: _Family, width: int) -> list[Text]:
     gradients = " ".join(family.problem.gradients)
-    title = layer_title(family.problem)
+    title = family.problem.shape_text
     title += f", gradients {gradients}" if gradients else ", forward only"
     least, largest = family.measured[0], family.measured[-1]
     words = ", ".join(f"{tokens:,}" for tokens in family.measured)
@@ -130,7 +131,7 @@ def _heading(family: _Family, width: int) -> list[Text]:
 
 
 def _cells(each: Range) -> tuple[str, str]:
-    """The token counts and the speed-up, each once where both ends have the same."""
+    """Token counts and speed-ups from first to last, or one where they are equal."""
     span = f"{each.first_tokens:,} to " * (each.first_tokens < each.last_tokens)
     first, last = ratio(each.first_speedup), ratio(each.last_speedup)
     return f"{span}{each.last_tokens:,} tokens", first if first == last else f"{first} to {last}"
@@ -138,12 +139,12 @@ def _cells(each: Range) -> tuple[str, str]:
 
 def _families(records: Sequence[Record], asked: Objective) -> Iterator[_Family]:
     timings = TimingCache(records)
-    found: dict[tuple[Problem, Environment], list[Record]] = {}
+    found: dict[tuple[BaseProblem, Environment], list[Record]] = {}
     for record in records:
         found.setdefault((record.problem.at(1), record.environment), []).append(record)
     for (problem, environment), group in found.items():
 
-        def valid_at(tokens: int, problem: Problem = problem) -> Valid:
+        def valid_at(tokens: int, problem: BaseProblem = problem) -> Valid:
             there = problem.at(tokens)
             return lambda name: find_graph(name, there) is not None
 

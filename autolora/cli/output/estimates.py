@@ -1,28 +1,27 @@
-"""``autolora tune --effort estimate``: what would run unmeasured, by counting alone."""
+"""The output of ``autolora tune --effort estimate``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 
 from rich.text import Text
 
 from autolora.capture.capture import Capture
 from autolora.cli.output.console import clean, print_json, print_line, print_lines, print_paragraph
 from autolora.cli.output.figures import align, count, percent, size
-from autolora.cli.output.tables import gradient_title, layer_title, section_title
+from autolora.cli.output.tables import sections
 from autolora.tuning.estimate import Estimate
 
 _HEADS = ("layer", "tokens", "grads", "layers", "FLOPs over PEFT's", "keeps", "PEFT keeps")
 
 
-def show(estimates: Sequence[Estimate], found: Capture, as_json: bool) -> None:
-    """Prints estimates, said to be no more than that.
+def print_estimates(estimates: Sequence[Estimate], found: Capture, as_json: bool) -> None:
+    """Prints the graphs that run unmeasured, with their FLOPs and saved bytes.
 
     Args:
         estimates: of the problems of a model.
-        found: the layers that pose them.
+        found: the layers of the model.
         as_json: print one JSON document instead.
     """
     uses = found.uses
@@ -34,13 +33,11 @@ def show(estimates: Sequence[Estimate], found: Capture, as_json: bool) -> None:
         print_json({"effort": "estimate", "estimates": described, "notes": found.notes})
         return
     print_line("Estimates: nothing was timed, and nothing is written to the cache.", "yellow")
-    ordered = sorted(estimates, key=lambda each: section_title(each.problem))  # a stable sort
-    rows = [_HEADS, *(_cells(each, uses[each.problem]) for each in ordered)]
+    rows = [_HEADS, *(_cells(each, uses[each.problem]) for each in estimates)]
     heads, *lines = align(rows, "lrlrrrr")
     print_lines([Text(f"  {heads}", "dim")])
-    body = zip(ordered, lines, strict=True)
-    for title, section in groupby(body, key=lambda pair: section_title(pair[0].problem)):
-        print_line(title, "bold")
+    for title, section in sections(zip(estimates, lines, strict=True)):
+        print_lines([title])
         for each, line in section:
             print_lines([Text(f"  {line}"), Text(f"    {clean(each.graph)}", "dim")])
     print_line()
@@ -53,9 +50,9 @@ def show(estimates: Sequence[Estimate], found: Capture, as_json: bool) -> None:
 def _cells(each: Estimate, layers: int) -> tuple[str, ...]:
     problem = each.problem
     return (
-        layer_title(problem),
+        problem.shape_text,
         str(problem.tokens),
-        gradient_title(problem),
+        problem.gradient_text,
         str(layers),
         percent(each.flops / each.reference_flops),
         size(each.saved_bytes),

@@ -1,14 +1,14 @@
-"""The evidence of a record: every candidate with its times, its accuracy and its memory."""
+"""The evidence of a record: time, accuracy and memory of every candidate."""
 
 from __future__ import annotations
 
 from rich.text import Text
 
-from autolora.cache.records.candidate import OUTPUTS
-from autolora.cache.records.record import Candidate, Record, Verdict
+from autolora.cache.records.candidate import Candidate, Verdict
+from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
 from autolora.cli.output.figures import align, count, duration, size
-from autolora.cli.output.objectives import taken
+from autolora.cli.output.objectives import candidate_for
 from autolora.cli.output.steps import reference_of, winner_of
 from autolora.objective import KINDS, Objective
 
@@ -23,7 +23,7 @@ _ROOM = 80 - len(_INDENT)
 
 
 def candidate_table(record: Record) -> list[Text]:
-    """Every candidate, the fastest first, and which of them layers run under which objective."""
+    """Every candidate, fastest first, with the objectives under which layers run it."""
     ordered = sorted(record.candidates, key=lambda c: (c.median_ns is None, c.median_ns, c.graph))
     roles = _roles(record)
     rows = [
@@ -51,22 +51,19 @@ def candidate_table(record: Record) -> list[Text]:
     return shown
 
 
-def kept_line(record: Record) -> Text:
-    """What the winner of a record keeps, beside the reference graph."""
+def saved_line(record: Record) -> Text:
+    """The bytes saved by the winner and by the reference graph."""
     kept, reference = (size(each(record).saved_bytes) for each in (winner_of, reference_of))
     return Text(f"    keeps {kept}, PEFT's graph {reference}", "dim")
 
 
 def _roles(record: Record) -> dict[str, list[str]]:
-    """What each graph is in a record, in words: which objectives it wins first."""
+    """The objectives that each graph wins, and whether it is PEFT's or the FLOPs choice."""
     won: dict[str, list[str]] = {}
     for kind in reversed(KINDS):
-        won.setdefault(taken(record, Objective(kind)).graph, []).append(kind)
+        won.setdefault(candidate_for(record, Objective(kind)).graph, []).append(kind)
     roles = {graph: [f"wins {' and '.join(kinds)}"] for graph, kinds in won.items()}
-    for role, graph in (
-        ("PEFT's graph", record.reference),
-        ("FLOPs choice", record.flops_choice),
-    ):
+    for role, graph in (("PEFT's graph", record.reference), ("FLOPs choice", record.flops_choice)):
         roles.setdefault(graph, []).append(role)
     return roles
 
@@ -84,7 +81,7 @@ def _accuracy(candidate: Candidate) -> str:
 
 def _figures(verdict: Verdict) -> list[str]:
     lines = [] if verdict.ok else [clean(f"rejected: {verdict.reason}")]
-    outputs = [output for output in OUTPUTS if output in verdict.errors]
+    outputs = list(verdict.errors)
     if outputs:
         rows = [
             [
@@ -100,11 +97,10 @@ def _figures(verdict: Verdict) -> list[str]:
 
 
 def _error(figure: float | None) -> str:
-    """Short: ``3.0e-7``."""
     if figure is None:
         return "inf"
     mantissa, exponent = f"{figure:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{mantissa}e{int(exponent)}"  # 3.0e-7 instead of 3.0e-07
 
 
 def _gain(figure: float | None) -> str:

@@ -1,15 +1,20 @@
-"""Figures as people read them: times in fitting units, ratios, bars, aligned columns."""
+"""Formatting of numbers and lists: units, ratios, bars, aligned columns, shortened lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+MAX_LINES = 20  # of a list in the terminal; --json has all
+
+T = TypeVar("T")
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
 
 
 def duration(nanoseconds: float | None) -> str:
-    """A time in the unit that fits it, to three digits.
+    """A time with three digits and a unit.
 
     >>> duration(1234567), duration(850), duration(None)
     ('1.23 ms', '850 ns', '-')
@@ -18,14 +23,12 @@ def duration(nanoseconds: float | None) -> str:
         return "-"
     for size, unit in _UNITS:
         if nanoseconds >= 0.9995 * size:
-            value = nanoseconds / size
-            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-            return f"{value:.{digits if size > 1 else 0}f} {unit}"
-    return "0 ns"
+            return f"{_three_digits(nanoseconds / size)} {unit}"
+    return f"{nanoseconds:.0f} ns"
 
 
 def size(number: int) -> str:
-    """Bytes in the unit that fits them, of 1024 each, to three digits.
+    """A number of bytes with three digits and a binary unit.
 
     >>> size(850), size(2424832), size(3 * 2**30), size(0)
     ('850 B', '2.31 MiB', '3.00 GiB', '0 B')
@@ -33,12 +36,12 @@ def size(number: int) -> str:
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         value = number / 2**power
         if value >= 0.9995:
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+            return f"{_three_digits(value)} {unit}"
     return f"{number} B"
 
 
 def wait(seconds: float) -> str:
-    """A time that somebody waits.
+    """A time of seconds to hours.
 
     >>> wait(0.42), wait(8.4), wait(95), wait(3900)
     ('0.4 s', '8 s', '1 min 35 s', '1 h 5 min')
@@ -63,7 +66,7 @@ def ratio(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of one.
+    """A fraction as a percentage.
 
     >>> percent(0.614)
     '61 %'
@@ -81,7 +84,7 @@ def count(number: int, noun: str) -> str:
 
 
 def bar(share: float, cells: int) -> str:
-    """A bar that fills a share of some cells, to an eighth of one.
+    """A bar that fills a share of some cells, to an eighth of a cell.
 
     >>> bar(0.5, 4), bar(0.3, 4)
     ('██', '█▎')
@@ -91,7 +94,7 @@ def bar(share: float, cells: int) -> str:
 
 
 def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
-    """Rows of cells as lines with aligned columns.
+    """Joins rows of cells into lines with aligned columns.
 
     Args:
         rows: all of the same length.
@@ -105,3 +108,14 @@ def align(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def first_lines(things: Sequence[T], line: Callable[[T], str], indent: str = "  ") -> list[str]:
+    """The lines of the first :data:`MAX_LINES` things, and how many more there are."""
+    lines = [f"{indent}{line(thing)}" for thing in things[:MAX_LINES]]
+    more = len(things) - MAX_LINES
+    return [*lines, f"{indent}and {more:,} more, which --json lists"] if more > 0 else lines
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"

@@ -1,4 +1,4 @@
-"""What layers would run under each objective: the graphs, their speed, and the bytes they keep."""
+"""The graphs that layers run under each objective, with their speed and saved bytes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from rich.text import Text
 
 from autolora.cache.lookup.choice import choose
-from autolora.cache.records.record import Candidate, Record
+from autolora.cache.records.candidate import Candidate
+from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
 from autolora.cli.output.figures import align, count, percent, ratio, size
 from autolora.cli.output.steps import Chosen, Step, reference_of
-from autolora.cli.output.tables import call_title
 from autolora.nn.defaults import LIMIT_VARIABLE, VARIABLE, default_objective
 from autolora.objective import KINDS, Objective
 
@@ -22,7 +22,7 @@ _SIDES = "lrrr"
 
 
 def objective_from(options: Namespace) -> Objective:
-    """The objective of a command's options; what they leave open is up to the environment."""
+    """The objective of a command's options, by default that of the environment variables."""
     default = default_objective()
     return Objective(
         options.objective or default.kind,
@@ -30,15 +30,15 @@ def objective_from(options: Namespace) -> Objective:
     )
 
 
-def taken(record: Record, objective: Objective) -> Candidate:
-    """The candidate of a record that a layer would run; all names are taken to be valid."""
+def candidate_for(record: Record, objective: Objective) -> Candidate:
+    """The candidate of a record that a layer would run; all graphs are assumed to be valid."""
     best = choose(record, objective)
     found = None if best is None else record.candidate(best.name)
     return reference_of(record) if found is None else found
 
 
-def compared(records: Sequence[Record], asked: Objective) -> list[Objective]:
-    """The objectives that all of these records were measured for, and the one asked for."""
+def objectives_measured(records: Sequence[Record], asked: Objective) -> list[Objective]:
+    """The objectives that all records were measured for, and the requested one."""
     kinds = [kind for kind in reversed(KINDS) if all(kind in r.objectives for r in records)]
     return list(dict.fromkeys([*map(Objective, kinds), asked]))
 
@@ -46,21 +46,21 @@ def compared(records: Sequence[Record], asked: Objective) -> list[Objective]:
 def objective_table(
     records: Sequence[Record], steps: Sequence[Step], objectives: Sequence[Objective]
 ) -> list[Text]:
-    """For each record the graph of each objective; in the end the same for each step.
+    """The graph of each objective for each record, then the sums for each step.
 
-    The figures are the speed over the reference graph, the bytes kept from forward to backward, and
-    their share of what the reference graph keeps.
+    The figures are the speed-up over the reference graph, the bytes saved for the backward pass,
+    and their share of what the reference graph saves.
     """
     rows: list[Sequence[str]] = [_HEAD]
-    below: dict[int, str] = {}  # what stands under a row
-    titles: dict[int, str] = {}  # what stands over it
+    below: dict[int, str] = {}  # the line below a row, by its number
+    titles: dict[int, str] = {}  # the line above it
     for record in records:
-        titles[len(rows)] = call_title(record.problem)
+        titles[len(rows)] = record.problem.call_text
         seen: dict[str, Objective] = {}
         for objective in objectives:
-            mine, theirs = taken(record, objective), reference_of(record)
+            mine, theirs = candidate_for(record, objective), reference_of(record)
             first = seen.setdefault(mine.graph, objective)
-            below[len(rows)] = mine.graph if first is objective else f"as for {_words(first)}"
+            below[len(rows)] = mine.graph if first is objective else f"as for {_name(first)}"
             if not objective.admits(mine.saved_bytes):
                 below[len(rows)] += ": none keeps less"
             speed = (theirs.median_ns or 0) / (mine.median_ns or 1)
@@ -80,8 +80,8 @@ def objective_table(
     return shown
 
 
-def kept_note(steps: Sequence[Step]) -> str:
-    """How an input that layers share is counted in :meth:`Step.saved_bytes`."""
+def shared_input_note(steps: Sequence[Step]) -> str:
+    """How :meth:`Step.saved_bytes` counts an input that several layers share."""
     if all(layer in step.inputs for step in steps for layer in step.layers):
         return "An X that several layers get is counted once for the step."
     return (
@@ -91,10 +91,10 @@ def kept_note(steps: Sequence[Step]) -> str:
 
 
 def runs_json(record: Record, objectives: Sequence[Objective]) -> list[dict[str, Any]]:
-    """What a record answers under each objective, as plain data."""
+    """The graph that a layer runs under each objective."""
     found = []
     for objective in objectives:
-        mine, theirs = taken(record, objective), reference_of(record)
+        mine, theirs = candidate_for(record, objective), reference_of(record)
         found.append(
             {
                 **_objective_json(objective),
@@ -108,7 +108,7 @@ def runs_json(record: Record, objectives: Sequence[Objective]) -> list[dict[str,
 
 
 def steps_json(steps: Sequence[Step], objectives: Sequence[Objective]) -> list[dict[str, Any]]:
-    """What the layers of each step take and keep together under each objective."""
+    """The total time and saved bytes of each step under each objective."""
     return [
         {
             "tokens": step.tokens,
@@ -124,8 +124,8 @@ def steps_json(steps: Sequence[Step], objectives: Sequence[Objective]) -> list[d
     ]
 
 
-def usage(objective: Objective) -> tuple[str, str]:
-    """How layers are told an objective: environment variables, and arguments of accelerate."""
+def objective_settings(objective: Objective) -> tuple[str, str]:
+    """The environment variables, and the arguments of ``accelerate``, that set an objective."""
     variables, arguments = [], []
     if objective.kind != "time":
         variables.append(f"{VARIABLE}={objective.kind}")
@@ -137,15 +137,15 @@ def usage(objective: Objective) -> tuple[str, str]:
 
 
 def _chosen(objective: Objective) -> Chosen:
-    return lambda record: taken(record, objective)
+    return lambda record: candidate_for(record, objective)
 
 
 def _row(objective: Objective, speed: float, kept: int, of: int) -> Sequence[str]:
     share = percent(kept / of) if of else "-"
-    return f"    {_words(objective)}", ratio(speed), size(kept), share
+    return f"    {_name(objective)}", ratio(speed), size(kept), share
 
 
-def _words(objective: Objective) -> str:
+def _name(objective: Objective) -> str:
     limit = objective.max_saved_bytes
     return objective.kind + ("" if limit is None else f", at most {size(limit)} a layer")
 

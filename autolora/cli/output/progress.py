@@ -1,4 +1,4 @@
-"""Where a tuning run stands, on stderr: a bar on a terminal, else a line per problem."""
+"""The progress of measuring on stderr: a bar on a terminal, otherwise one line per problem."""
 
 from __future__ import annotations
 
@@ -6,48 +6,43 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich import progress as bars
 
-from autolora.cli.output.console import console, say
+from autolora.cli.output.console import console, print_status
 from autolora.cli.output.figures import wait
-from autolora.cli.output.tables import layer_title
-from autolora.tuning.result import Progress as Standing
+from autolora.tuning.result import Progress
 
 _STAGES = {"screen": "screening", "race": "racing", "done": "measured"}
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[Standing], None]]:
-    """Gives what a tuner tells its progress to."""
+def progress() -> Iterator[Callable[[Progress], None]]:
+    """Yields the ``on_progress`` of a tuner."""
     screen = console(sys.stderr)
     if not screen.is_terminal:
-        yield _line
+        yield _print
         return
-    # Drawn only when the tuner tells something: a thread that draws would be timed with the graphs.
-    columns = (BarColumn(20), TextColumn("{task.description}"))
-    with Progress(*columns, console=screen, auto_refresh=False, transient=True) as shown:
+    # Without auto_refresh: a drawing thread would be timed together with the graphs.
+    columns = (bars.BarColumn(20), bars.TextColumn("{task.description}"))
+    with bars.Progress(*columns, console=screen, auto_refresh=False, transient=True) as shown:
         task = shown.add_task("", total=None)
 
-        def tell(standing: Standing) -> None:
-            shown.update(
-                task,
-                total=standing.total,
-                completed=standing.done,
-                description=f"{standing.done}/{standing.total}  {_words(standing)}",
-            )
+        def show(now: Progress) -> None:
+            shown.update(task, total=now.total, completed=now.done, description=_text(now))
             shown.refresh()
 
-        yield tell
+        yield show
 
 
-def _line(standing: Standing) -> None:
-    if standing.stage == "done":
-        say(f"{standing.done}/{standing.total}  {_words(standing)}")
+def _print(now: Progress) -> None:
+    if now.stage == "done":
+        print_status(_text(now))
 
 
-def _words(standing: Standing) -> str:
-    problem = standing.problem
-    words = f"{_STAGES[standing.stage]} {layer_title(problem)}, {problem.tokens} tokens"
-    if standing.seconds_left and standing.done < standing.total:
-        words += f", about {wait(max(2, standing.seconds_left))} left"
-    return words
+def _text(now: Progress) -> str:
+    problem = now.problem
+    text = f"{now.done}/{now.total}  {_STAGES[now.stage]} {problem.shape_text}, "
+    text += f"{problem.tokens} tokens"
+    if now.seconds_left and now.done < now.total:
+        text += f", about {wait(max(2, now.seconds_left))} left"
+    return text

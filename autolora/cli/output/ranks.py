@@ -1,4 +1,4 @@
-"""What the ranks of a run under torchrun print: rank 0 the results, the others what is amiss."""
+"""Output under torchrun: rank 0 prints the results, the other ranks only their errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import torch
 
-from autolora.cli.output.console import print_paragraph, say
+from autolora.cli.output.console import print_paragraph, print_status
 from autolora.cli.output.figures import count
 from autolora.cluster.liveness import DEAD, FAILED, STUCK
 from autolora.cluster.share import Share
@@ -19,34 +19,34 @@ from autolora.environment import Environment
 from autolora.tuning.result import TuneResult
 
 _THREADS = "OMP_NUM_THREADS"
-_LOST = {DEAD: "fell silent", STUCK: "came to no end"}
+_LOST = {DEAD: "stopped responding", STUCK: "did not finish"}
 
 
 @contextmanager
-def voice(rank: int) -> Iterator[None]:
-    """On a rank other than 0 nothing goes to stdout, and each line on stderr names the rank."""
+def rank_output(rank: int) -> Iterator[None]:
+    """On ranks other than 0, sends all output to stderr, each line with the rank as its prefix."""
     if rank == 0:
         yield
         return
-    named = _Named(sys.stderr, f"rank {rank}: ")
-    with redirect_stderr(named), redirect_stdout(named):
+    prefixed = _PrefixedStream(sys.stderr, f"rank {rank}: ")
+    with redirect_stderr(prefixed), redirect_stdout(prefixed):
         try:
             yield
         finally:
-            named.end()
+            prefixed.end()
 
 
-def say_threads(device: torch.device) -> None:
-    """Says with how many threads a CPU is timed where torchrun has decided that, not the user."""
+def print_thread_note(device: torch.device) -> None:
+    """Notes that a CPU is timed with one thread if torchrun chose that, and not the user."""
     if device.type == "cpu" and os.environ.get(_THREADS) == "1" and torch.get_num_threads() == 1:
-        say(
+        print_status(
             f"autolora: measuring with 1 thread per rank, since torchrun sets {_THREADS}=1 where "
             "it is not set; set it to what training will use"
         )
 
 
 def shares_json(shares: Sequence[Share]) -> list[dict[str, Any]]:
-    """What each rank did, as plain data."""
+    """What each rank did, as JSON."""
     return [
         {
             "rank": share.rank,
@@ -61,29 +61,26 @@ def shares_json(shares: Sequence[Share]) -> list[dict[str, Any]]:
 
 
 def print_shares(shares: Sequence[Share]) -> None:
-    """What each rank did, in words."""
+    """Prints what each rank did, lost and failed ranks, and other environments."""
     own = shares[0].environment
     alike = [share for share in shares if share.environment == own]
     each = ", ".join(f"{share.measured} by rank {share.rank}" for share in alike)
     print_paragraph(f"{count(len(alike), 'rank')} shared the work: {each}.")
     for share in shares:
         if share.lost:
-            end = _LOST.get(share.state, "has not said how it ended")
-            had = " with a problem in hand, which is not measured" if share.busy else ""
-            print_paragraph(f"Rank {share.rank}{_where(share)} {end}{had}.")
+            end = _LOST.get(share.state, "ended without a report")
+            problem = " with a problem in hand, which is not measured" if share.busy else ""
+            print_paragraph(f"Rank {share.rank}{_where(share)} {end}{problem}.")
         elif share.state == FAILED:
             print_paragraph(f"Rank {share.rank}{_where(share)} could not take part: {share.error}")
     for environment in dict.fromkeys(share.environment for share in shares):
         if environment is not None and environment != own:
-            print_paragraph(
-                _elsewhere(
-                    environment, [each for each in shares if each.environment == environment]
-                )
-            )
+            others = [share for share in shares if share.environment == environment]
+            print_paragraph(_other_environment(environment, others))
 
 
-def seconds_of(result: TuneResult) -> float:
-    """What measuring took: devices measure at the same time, ranks on one of them in turn."""
+def measuring_seconds(result: TuneResult) -> float:
+    """How long measuring took: devices run at the same time, the ranks on one of them in turn."""
     if not result.shares:
         return sum(record.seconds for record in result.records)
     devices: dict[tuple[str, str], float] = {}
@@ -97,7 +94,7 @@ def _where(share: Share) -> str:
     return f" on {share.host}" + (f" ({share.device})" if share.device else "")
 
 
-def _elsewhere(environment: Environment, shares: Sequence[Share]) -> str:
+def _other_environment(environment: Environment, shares: Sequence[Share]) -> str:
     threads = f" with {count(environment.units, 'thread')}" if environment.device == "cpu" else ""
     problems = count(sum(share.measured for share in shares), "problem")
     their = "its" if len(shares) == 1 else "their"
@@ -107,17 +104,16 @@ def _elsewhere(environment: Environment, shares: Sequence[Share]) -> str:
     )
 
 
-class _Named(io.TextIOBase):
-    """A stream each of whose lines says who wrote it; a line goes out when it is whole."""
+class _PrefixedStream(io.TextIOBase):
+    """A stream that writes whole lines, each with a prefix."""
 
-    def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name, self._rest = stream, name, ""
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream, self._prefix, self._rest = stream, prefix, ""
 
     def write(self, text: str) -> int:
-        """Writes the lines that are whole by now."""
+        """Writes the lines that are complete."""
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._stream.write(f"{self._name}{line}\n")
+        self._stream.writelines(f"{self._prefix}{line}\n" for line in lines)
         return len(text)
 
     def flush(self) -> None:
@@ -125,7 +121,7 @@ class _Named(io.TextIOBase):
         self._stream.flush()
 
     def end(self) -> None:
-        """Writes also a line that is not whole."""
+        """Writes the last line even if it is incomplete."""
         if self._rest:
             self.write("\n")
         self.flush()

@@ -1,4 +1,4 @@
-"""One step of a model: what its layers take together, and what they keep for the backward pass."""
+"""Training steps: the total time and saved bytes of a model's layers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autolora.cache.records.record import Candidate, Record
+from autolora.cache.records.candidate import Candidate
+from autolora.cache.records.record import Record
 from autolora.cli.output.figures import count, duration, percent, ratio
-from autolora.graphs.graph import REFERENCE
-from autolora.graphs.space import find_graph
-from autolora.graphs.tensors import bytes_of
-from autolora.problem import Problem
+from autolora.graphs.kinds import find_graph
+from autolora.problem import BaseProblem
 
 if TYPE_CHECKING:
     from autolora.capture.capture import Capture
@@ -22,44 +21,45 @@ Chosen = Callable[[Record], Candidate]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of training, as far as it was measured.
+    """The measured layers of one training step.
 
     Args:
-        tokens: of the step, None where there are steps of one size only.
-        layers: path of each layer, with its problem.
+        tokens: of the step, None if all steps have one size.
+        layers: path and problem of each layer.
         records: of these problems.
         inputs: as in :class:`~autolora.capture.capture.Capture`.
     """
 
     tokens: int | None
-    layers: tuple[tuple[str, Problem], ...]
-    records: Mapping[Problem, Record]
-    inputs: Mapping[tuple[str, Problem], int]
+    layers: tuple[tuple[str, BaseProblem], ...]
+    records: Mapping[BaseProblem, Record]
+    inputs: Mapping[tuple[str, BaseProblem], int]
 
     @property
     def when(self) -> str:
-        """Which step, in words."""
+        """The beginning of a sentence about the step."""
         return "In one step" + ("" if self.tokens is None else f" of {self.tokens} tokens")
 
     def nanoseconds(self, chosen: Chosen) -> int:
-        """What all layers take, forward and backward, along the candidates chosen."""
+        """The time of all layers, forward and backward, with the chosen candidates."""
         return sum(chosen(self.records[problem]).median_ns or 0 for _, problem in self.layers)
 
     def saved_bytes(self, chosen: Chosen) -> int:
-        """What all layers keep together; an X that several of them are known to get, once."""
+        """The bytes that all layers save; an X known to be shared by several counts once."""
         total, counted = 0, set()
         for name, problem in self.layers:
             candidate = chosen(self.records[problem])
             total += candidate.saved_bytes
             number = self.inputs.get((name, problem))
-            if number is not None and _keeps_input(candidate.graph, problem):
-                total -= bytes_of("X", problem) if number in counted else 0
+            kept = 0 if number is None else _saved_input_bytes(candidate.graph, problem)
+            if number is not None and kept:
+                total -= kept if number in counted else 0
                 counted.add(number)
         return total
 
     @property
     def sentence(self) -> str:
-        """What the winners bring."""
+        """The speed-up of the winners, as a sentence."""
         reference, tuned = self.nanoseconds(reference_of), self.nanoseconds(winner_of)
         text = (
             f"{self.when}, forward and backward, these {count(len(self.layers), 'layer')} take "
@@ -76,9 +76,9 @@ class Step:
 
 
 def steps(records: Sequence[Record], found: Capture) -> Iterator[Step]:
-    """One for each size of step that a layer of which was measured."""
+    """One step for each size of which a layer was measured."""
     measured = {record.problem: record for record in records}
-    once: dict[tuple[str, int], Problem] = {}  # a layer's gradients may be known only as either-or
+    once: dict[tuple[str, int], BaseProblem] = {}  # one of those that differ in gradients
     usual = _usual(found)
     for name, problem in found.layers:
         if usual.get(name, problem.tokens) != problem.tokens:
@@ -93,7 +93,7 @@ def steps(records: Sequence[Record], found: Capture) -> Iterator[Step]:
 
 
 def _usual(found: Capture) -> dict[str, int]:
-    """Of layers whose tokens the data decide, the count that is nearest to what they were sent."""
+    """For layers whose token count varies, the count nearest to the middle of its range."""
     nearest: dict[str, int] = {}
     for name, problem in found.layers:
         if name in found.varying:
@@ -104,25 +104,22 @@ def _usual(found: Capture) -> dict[str, int]:
 
 
 def reference_of(record: Record) -> Candidate:
-    """The candidate that is the reference graph."""
+    """The candidate of the reference graph."""
     return _named(record, record.reference)
 
 
 def winner_of(record: Record) -> Candidate:
-    """The winner."""
+    """The candidate of the winner."""
     return _named(record, record.winner)
 
 
 def _named(record: Record, graph: str) -> Candidate:
     candidate = record.candidate(graph)
-    assert candidate is not None  # a record holds to that
+    assert candidate is not None  # checked by the record
     return candidate
 
 
-def _keeps_input(name: str, problem: Problem) -> bool:
-    """Whether a graph keeps X itself, not a copy in another dtype or after dropout."""
-    if name == REFERENCE:
-        own = problem.dropout or problem.compute_dtype != problem.dtype
-        return "A" in problem.gradients and not own
+def _saved_input_bytes(name: str, problem: BaseProblem) -> int:
+    """The bytes of the input that a graph saves, 0 if it saves a copy or none."""
     graph = find_graph(name, problem)
-    return graph is not None and "X" in graph.saved(problem)
+    return 0 if graph is None else graph.saved_input_bytes(problem)
