@@ -1,7 +1,6 @@
-"""An environment: the machine and the libraries that a timing was taken with.
+"""The environment of a timing: the machine and its libraries.
 
-Two timings may be compared only if their environments are equal. This room reads the environment
-from the device and from torch, which it imports only then; it knows nothing of problems or files.
+Only timings of equal environments may be compared. torch is imported only to read the environment.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from torch import device as Device
 
 LONGEST_TEXT = 200
-MOST_UNITS = 2**53 - 1  # what every JSON reader can hold
+MOST_UNITS = 2**53 - 1  # the largest integer that every JSON reader represents exactly
 
 _CPUINFO = Path("/proc/cpuinfo")
-# The lines of /proc/cpuinfo that tell one CPU from another. Brand strings alone do not: clouds
-# shorten them to "AMD EPYC", and Arm has none at all.
+# The lines of /proc/cpuinfo that identify a CPU model. Brand strings do not suffice: clouds shorten
+# them to "AMD EPYC", and Arm has none.
 _X86_LINES = ("cpu family", "model", "stepping")
 _ARM_LINES = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
-_BLAS_SIGNS = (  # how torch's own description of its build names each library, and what we call it
+_BLAS_PATTERNS = (  # in torch's description of its build, and our name of the library
     (r"Math Kernel Library Version (\S+?)(?:-Product)?\s", "mkl"),
     (r"BLAS_INFO=(?!mkl)(\w+)", ""),
     (r"MKL-DNN v(\S+)", "onednn"),
@@ -37,17 +36,17 @@ _BLAS_SIGNS = (  # how torch's own description of its build names each library, 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What decides, beside the problem, how long a graph takes.
+    """The machine and libraries that, beside the problem, decide how long a graph takes.
 
     Args:
         device: its type, ``"cpu"`` or ``"cuda"``.
-        device_name: the model, such as ``"NVIDIA H100 80GB HBM3"``.
+        device_name: the model, as ``"NVIDIA H100 80GB HBM3"``.
         capability: the instruction set in use, ``"AVX512"``; for CUDA the compute capability.
-        units: threads that torch computes with; for CUDA the streaming multiprocessors.
+        units: threads of torch; for CUDA the streaming multiprocessors.
         torch: its version, with the build: ``"2.13.0+cpu"``.
         blas: the matrix libraries and their versions.
-        float32_matmul_precision: what torch may make of a float32 product: ``"highest"``,
-            ``"high"`` or ``"medium"``; where the program sets it per backend, that backend's word.
+        float32_matmul_precision: torch's setting: ``"highest"``, ``"high"`` or ``"medium"``; if the
+            program sets it per backend, that backend's value.
 
     Raises:
         ValueError: a field has a value that is not allowed.
@@ -72,17 +71,17 @@ class Environment:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that depend on every field and on nothing else."""
+        """Twelve hexadecimal digits derived from all fields."""
         return _id(self)
 
     @classmethod
     def of(cls, device: Device | str) -> Environment:
-        """Reads the machine; a CUDA context is started only for a CUDA device.
+        """Reads the environment of a device; starts a CUDA context for a CUDA device only.
 
         Raises:
             ValueError: neither a CPU nor a CUDA device.
         """
-        import torch  # seconds, which readers of cache files need not spend
+        import torch  # takes seconds, and readers of cache files do not need it
 
         place = torch.device(device)
         if place.type not in _READERS:
@@ -148,7 +147,6 @@ _READERS = {"cpu": _read_cpu, "cuda": _read_cuda}
 
 @lru_cache(maxsize=1)
 def _cpu_name() -> str:
-    """The brand and the numbers that say which model it is."""
     try:
         return _text(cpu_name(_CPUINFO.read_text(encoding="utf-8", errors="replace")))
     except (OSError, ValueError):  # not Linux, or a kernel that says nothing
@@ -156,12 +154,10 @@ def _cpu_name() -> str:
 
 
 def cpu_name(cpuinfo: str) -> str:
-    """The CPU's name from the text of ``/proc/cpuinfo``.
-
-    ``"AMD EPYC (cpu family 25, model 17, stepping 1)"``; the numbers always stand beside the brand.
+    """The CPU's name from ``/proc/cpuinfo``: ``"AMD EPYC (cpu family 25, model 17, stepping 1)"``.
 
     Raises:
-        ValueError: the text tells neither a brand nor a model.
+        ValueError: the text has neither a brand nor a model.
     """
     first: dict[str, str] = {}
     for line in cpuinfo.splitlines():
@@ -195,7 +191,7 @@ def _cpu_blas() -> str:
     build = torch.__config__.show() + "\n"
     found = [
         f"{name} {match[1]}".strip()
-        for pattern, name in _BLAS_SIGNS
+        for pattern, name in _BLAS_PATTERNS
         if (match := re.search(pattern, build))
     ]
     return _text(", ".join(found))
@@ -206,12 +202,12 @@ def _float32_matmul_precision(device: str) -> str:
 
     try:
         return _text(torch.get_float32_matmul_precision())
-    except RuntimeError:  # the program uses torch's newer setting, one per backend
+    except RuntimeError:  # set by torch's newer setting, one per backend
         backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
         return _text(str(backend.matmul.fp32_precision))
 
 
 def _text(value: str) -> str:
-    """Fit for a field: one line, printable, not empty, not too long."""
+    """A value for a text field: one line, printable, not empty, not too long."""
     words = " ".join(value.split())
     return "".join(c if c.isprintable() else "?" for c in words)[:LONGEST_TEXT] or "unknown"

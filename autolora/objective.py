@@ -1,8 +1,4 @@
-"""An objective: what the timings of a cache are used for, and which graph that makes the answer.
-
-Speed, accuracy or memory, with or without a limit on the bytes kept for the backward pass. Pure:
-the options are given with their figures, and no graph, record or tensor is known here.
-"""
+"""Objectives: which of several graphs to choose, for speed, accuracy or memory."""
 
 from __future__ import annotations
 
@@ -16,9 +12,8 @@ from autolora.errors import AutoloraError
 
 KINDS = ("accuracy", "memory", "time")
 
-ALIKE = 1.1  # of the least inaccuracy; noise between equally accurate graphs is below that
-# Where figures are as small as this, they are equal: rounding in float64, which the errors are
-# taken against, and a thousandth of the adapter's effect.
+_TOLERANCE = 1.1  # of the least inaccuracy, above the noise between equally accurate graphs
+# Figures below these count as equal: float64's rounding, and a thousandth of the adapter's effect.
 _LEAST_ERROR = 1e-15
 _LEAST_DISTANCE = 1e-3
 
@@ -27,8 +22,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 Pair = tuple[float | None, float | None]
 
 
-class Judged(Protocol):
-    """The figures of a graph's numeric verdict, at two adapter sizes; None is not finite."""
+class Accuracy(Protocol):
+    """The accuracy of a graph at two adapter sizes; None is a figure that is not finite."""
 
     @property
     def ok(self) -> bool:
@@ -40,19 +35,19 @@ class Judged(Protocol):
 
     @property
     def gain(self) -> Pair:
-        """How much of the adapter's effect is kept; 1 is all of it."""
+        """The fraction of the adapter's effect in Y."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What a layer's graph is chosen for.
+    """What the graph of a layer is chosen for.
 
     Args:
-        kind: ``"time"``: the fastest graph; ``"memory"``: the one that keeps the fewest bytes from
-            forward to backward, the fastest of those that keep equally few; ``"accuracy"``: the
-            fastest of the most accurate, see :func:`most_accurate`.
-        max_saved_bytes: graphs that keep more in one call of a layer are passed over; where all do,
-            it is the one that keeps least. None is no limit.
+        kind: ``"time"``: the fastest graph; ``"memory"``: the fastest of those that save the fewest
+            bytes for the backward pass; ``"accuracy"``: the fastest of the most accurate ones, see
+            :func:`most_accurate`.
+        max_saved_bytes: limit on the bytes that a graph saves in one call; if all graphs exceed it,
+            the one that saves least is chosen. None is no limit.
 
     Raises:
         AutoloraError: a value that is not allowed.
@@ -77,13 +72,13 @@ class Objective:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What candidates must have been chosen for to serve it: a limit needs lean ones too."""
+        """The kinds that a record must be tuned for; a limit needs those for memory too."""
         limited = () if self.max_saved_bytes is None else ("memory",)
         return tuple(sorted({"time", self.kind, *limited}))
 
     @property
     def raced(self) -> bool:
-        """Whether the tuner lets exactly those race that it chooses the fastest of."""
+        """Whether the tuner races exactly those graphs of which the fastest is chosen."""
         return self.kind != "time" and self.max_saved_bytes is None
 
     def admits(self, saved_bytes: int) -> bool:
@@ -97,32 +92,32 @@ TIME = Objective()
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A graph to choose.
+    """A graph to choose from.
 
     Args:
         name: of the graph.
         time: of forward and backward, in any unit.
-        saved_bytes: kept from forward to backward.
-        verdict: its accuracy, None where it was not measured.
-        reference: whether it is the reference graph, which needs nobody's leave.
-        rounds: how long it stayed in a race for the objective; 0 where there was none.
+        saved_bytes: saved for the backward pass.
+        verdict: its accuracy, None if not measured.
+        reference: whether it is the reference graph, which is always allowed.
+        rounds: how long it stayed in a race for the objective; 0 without a race.
     """
 
     name: str
     time: float
     saved_bytes: int
-    verdict: Judged | None = None
+    verdict: Accuracy | None = None
     reference: bool = False
     rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The option that an objective takes.
+    """The chosen option.
 
     Args:
         name: of the graph.
-        detail: for people; ``""`` unless the limit could not be kept.
+        detail: for people; ``""`` unless all options exceed the limit.
     """
 
     name: str
@@ -130,18 +125,17 @@ class Pick:
 
 
 def pick(options: Iterable[Option], objective: Objective, leader: str = "") -> Pick | None:
-    """The option that serves an objective best; None where none may be used.
+    """The best option for an objective, None if all are rejected.
 
-    Rejected options never win. Of those that remain the limit leaves the ones within it, or the
-    leanest; of these the objective leaves all (time), the leanest (memory) or the most accurate
-    (accuracy); the fastest of these wins. Where these raced against each other, the ones that
-    dropped out earlier have lost already: their medians are of other rounds than the last one's.
+    It is the fastest of the options within the limit (or those that save least) that the objective
+    allows: all for time, those that save least for memory, the most accurate for accuracy. If these
+    raced against each other, those that left the race early are out: their medians are of other
+    rounds.
 
     Args:
         options: to choose from.
-        objective: what for.
-        leader: the option that a race found to be the fastest, with care that medians alone do not
-            take: it counts as faster than all others.
+        objective: what the graph is chosen for.
+        leader: the winner of a race, which counts as faster than all others.
     """
     allowed = [o for o in options if o.reference or o.verdict is None or o.verdict.ok]
     if not allowed:
@@ -149,10 +143,10 @@ def pick(options: Iterable[Option], objective: Objective, leader: str = "") -> P
     left = [option for option in allowed if objective.admits(option.saved_bytes)]
     detail = ""
     if not left:
-        left = _leanest(allowed)
-        detail = beyond(objective, left[0].saved_bytes)
+        left = _least_saved(allowed)
+        detail = over_limit(objective, left[0].saved_bytes)
     if objective.kind == "memory":
-        left = _leanest(left)
+        left = _least_saved(left)
     elif objective.kind == "accuracy":
         baseline = next((option.verdict for option in allowed if option.reference), None)
         accurate = most_accurate({option.name: option.verdict for option in left}, baseline)
@@ -163,38 +157,38 @@ def pick(options: Iterable[Option], objective: Objective, leader: str = "") -> P
     return Pick(best.name, detail)
 
 
-def beyond(objective: Objective, least: int) -> str:
-    """That the limit of an objective cannot be kept, in words."""
+def over_limit(objective: Objective, least: int) -> str:
+    """Says that all graphs exceed the limit."""
     return f"none keeps at most {objective.max_saved_bytes} bytes; the leanest keeps {least}"
 
 
 def most_accurate(
-    verdicts: Mapping[str, Judged | None], reference: Judged | None
+    verdicts: Mapping[str, Accuracy | None], reference: Accuracy | None
 ) -> frozenset[str]:
     """The names whose inaccuracy is within 10 % of the least.
 
     The inaccuracy of a graph is the mean of ``max(e, 1e-15) / max(e_ref, 1e-15)`` over the relative
-    errors e of all its outputs, and of ``max(d, 1e-3) / max(d_ref, 1e-3)`` over the distances
-    ``d = abs(gain − 1)`` of its adapter gain, all at both adapter sizes; ``e_ref`` and ``d_ref``
-    are the reference graph's, which has 1. A figure that is not finite is infinitely far. Where one
-    of the two was not measured, the ratio is 1.
+    errors e of its outputs and of ``max(d, 1e-3) / max(d_ref, 1e-3)`` over the distances
+    ``d = abs(gain − 1)``, at both adapter sizes, where ``e_ref`` and ``d_ref`` are the reference
+    graph's. A figure that is not finite counts as infinite. The inaccuracy is 1 if either graph was
+    not measured.
 
     Args:
-        verdicts: of each name, None where its accuracy was not measured.
-        reference: the reference graph's.
+        verdicts: by name, None if not measured.
+        reference: that of the reference graph.
     """
     found = {name: _inaccuracy(verdict, reference) for name, verdict in verdicts.items()}
     least = min(found.values(), default=0.0)
-    return frozenset(name for name, figure in found.items() if figure <= ALIKE * least)
+    return frozenset(name for name, figure in found.items() if figure <= _TOLERANCE * least)
 
 
-def _inaccuracy(verdict: Judged | None, reference: Judged | None) -> float:
+def _inaccuracy(verdict: Accuracy | None, reference: Accuracy | None) -> float:
     if verdict is None or reference is None:
         return 1.0
-    shared = [output for output in verdict.errors if output in reference.errors]
     ratios = [
         _ratio(mine, theirs, _LEAST_ERROR)
-        for output in shared
+        for output in verdict.errors
+        if output in reference.errors
         for mine, theirs in zip(verdict.errors[output], reference.errors[output], strict=True)
     ]
     ratios += [
@@ -214,20 +208,21 @@ def _distance(gain: float | None) -> float | None:
     return None if gain is None else abs(gain - 1)
 
 
-def _leanest(options: Sequence[Option]) -> list[Option]:
+def _least_saved(options: Sequence[Option]) -> list[Option]:
     least = min(option.saved_bytes for option in options)
     return [option for option in options if option.saved_bytes == least]
 
 
-def lean_levels(saved_bytes: Iterable[int], below: int, limit: int | None = None) -> list[int]:
-    """The numbers of saved bytes whose graphs are worth timing beside the fast ones, least first.
+def low_memory_levels(
+    saved_bytes: Iterable[int], below: int, limit: int | None = None
+) -> list[int]:
+    """The numbers of saved bytes whose graphs are worth timing beside the fast ones, ascending.
 
-    They are the three least of those below what the fast ones keep, and with a limit the two
-    largest within it.
+    These are the three least of those below ``below``, and the two largest within the limit.
 
     Args:
         saved_bytes: of all graphs.
-        below: what the one predicted to be the fastest keeps.
+        below: saved bytes of the graph predicted to be the fastest.
         limit: of an objective.
     """
     lower = sorted({level for level in saved_bytes if level < below})
@@ -236,17 +231,15 @@ def lean_levels(saved_bytes: Iterable[int], below: int, limit: int | None = None
 
 
 def kinds_of(objectives: Iterable[Objective], known: Collection[str] = ()) -> tuple[str, ...]:
-    """What candidates must be chosen for to serve all of these, and kinds known before."""
+    """The kinds that a record must be tuned for to serve all objectives, and ``known``."""
     return tuple(sorted({"time", *known, *(kind for each in objectives for kind in each.kinds)}))
 
 
 def bytes_from(text: str) -> int:
-    """A number of bytes as people write it: ``1500000``, ``512K``, ``20M`` or ``1G``.
-
-    K, M and G are 1024, 1024² and 1024³.
+    """Parses a number of bytes: ``1500000``, ``512K``, ``20M`` or ``1G``, in powers of 1024.
 
     Raises:
-        AutoloraError: it is none.
+        AutoloraError: it is not one.
 
     >>> bytes_from("512K")
     524288
