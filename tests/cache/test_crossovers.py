@@ -22,7 +22,8 @@ from records import (
     make_record,
 )
 
-from autolora.cache.files.store import TimingCache, search_path
+from autolora.cache.files.paths import search_path
+from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.crossovers import Range, crossovers
 from autolora.cache.lookup.lookup import Lookup
 from autolora.cli import main

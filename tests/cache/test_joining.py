@@ -60,7 +60,10 @@ def test_in_any_order_it_is_the_join_to_the_byte(files, random):
 
 @given(FILES)
 def test_no_record_is_worse_than_any_input(files):
-    joined = {key_of(record): record for record in join(sources_of(*map_tables(files))).records}
+    joined = {
+        key_of(record): record
+        for record in join(sources_of(*[table_of(*found) for found in files])).records
+    }
     for record in (record for found in files for record in found):
         stays = joined[key_of(record)]
         assert better(stays, record).line == stays.line
@@ -68,27 +71,25 @@ def test_no_record_is_worse_than_any_input(files):
 
 @given(FILES)
 def test_every_record_is_counted_once(files):
-    tables = map_tables(files)
+    tables = [table_of(*found) for found in files]
     joined = join(sources_of(*tables))
-    assert [share.records for share in joined.shares] == [len(table.lines) for table in tables]
-    assert sum(share.taken for share in joined.shares) == len(joined.records)
-    assert sum(share.worse for share in joined.shares) == len(joined.conflicts)
+    assert [source.records for source in joined.contributions] == [
+        len(table.lines) for table in tables
+    ]
+    assert sum(source.taken for source in joined.contributions) == len(joined.records)
+    assert sum(source.worse for source in joined.contributions) == len(joined.conflicts)
 
 
-def map_tables(files):
-    return [table_of(*found) for found in files]
-
-
-# ---- merits
+# ---- precedence
 
 
 @given(records())
-def test_a_line_says_the_merit_of_its_record(record):
+def test_a_line_states_the_precedence_of_its_record(record):
     assert Precedence.of_line(record.line) == record.precedence
 
 
 @given(records(few_keys=True), records(few_keys=True))
-def test_the_greater_merit_is_the_better_record(one, other):
+def test_the_greater_precedence_is_the_better_record(one, other):
     other = replace(other, problem=one.problem, environment=one.environment)
     first, second = one.precedence, other.precedence
     if first != second:
@@ -97,7 +98,7 @@ def test_the_greater_merit_is_the_better_record(one, other):
         assert first.decided_by(second) == TEXT
 
 
-def test_what_a_record_says_elsewhere_is_not_taken_for_its_merit():
+def test_what_a_record_says_elsewhere_is_not_taken_for_its_precedence():
     record = make_record()
     said = {"graph": record.winner, "median_ns": 1, "spread_ns": 0, "rounds": 10**6}
     forged = replace(record, conditions=said)
@@ -130,25 +131,25 @@ def test_a_conflict_says_who_won_and_by_what(worse, best, field):
 # ---- where records come from
 
 
-def test_what_each_source_brought():
+def test_what_each_source_contributed():
     old, new = make_record(1), replace(make_record(1), measured_at="2026-02-01T00:00:00Z")
     other, third = make_record(2), make_record(3, environment=CPU)
     gpu = make_record(problem=replace(make_record(4).problem, device="cuda"), environment=H100)
     joined = join(sources_of(table_of(old, other), table_of(new, other, gpu), table_of(new, third)))
-    told = [(s.name, s.records, s.taken, s.equal, s.worse) for s in joined.shares]
+    told = [(s.name, s.records, s.taken, s.equal, s.worse) for s in joined.contributions]
     assert told == [("a", 2, 1, 0, 1), ("b", 3, 2, 1, 0), ("c", 2, 1, 1, 0)]
     assert [(c.winner, c.loser) for c in joined.conflicts] == [("b", "a")]
     assert joined.environments == {CPU.id: CPU, H100.id: H100}
 
 
-# ---- what is damaged
+# ---- what is invalid
 
 
 def lines_of(path):
     return [record.line for record in TimingCache.load(path).records]
 
 
-def spoil(table, record, old, new):
+def invalidate(table, record, old, new):
     """Changes the text of one record of a table."""
     key = key_of(record)
     assert old in table.lines[key]
@@ -156,59 +157,62 @@ def spoil(table, record, old, new):
     return table
 
 
-def test_a_damaged_record_is_left_out_and_told():
+def test_a_invalid_record_is_left_out_and_told():
     good, bad = make_record(1), make_record(2)
-    joined = join(sources_of(spoil(table_of(good, bad), bad, '"seconds":1.5', '"seconds":-1')))
+    joined = join(sources_of(invalidate(table_of(good, bad), bad, '"seconds":1.5', '"seconds":-1')))
     assert joined.records == [good]
-    (share,) = joined.shares
-    assert (share.records, share.damage) == (
+    (source,) = joined.contributions
+    assert (source.records, source.invalid_summary) == (
         1,
         "1 entry cannot be used (seconds must not be negative)",
     )
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_a_damaged_record_never_wins(order):
+def test_a_invalid_record_never_wins(order):
     best, next_best, last = (with_winner(BASE, rounds=rounds) for rounds in (9, 8, 7))
     tables = [
-        spoil(table_of(best), best, '"seconds":1.5', '"seconds":-1'),
+        invalidate(table_of(best), best, '"seconds":1.5', '"seconds":-1'),
         table_of(next_best),
         table_of(last),
     ]
     joined = join(sources_of(*(tables[place] for place in order)))
     assert joined.records == [next_best]
     names = dict(zip(order, "abc", strict=True))
-    assert [share.name for share in joined.shares if share.invalid] == [names[0]]
+    assert [source.name for source in joined.contributions if source.invalid] == [names[0]]
     assert [(c.winner, c.loser) for c in joined.conflicts] == [(names[1], names[2])]
 
 
-def test_where_all_records_are_damaged_there_is_none():
+def test_where_all_records_are_invalid_there_is_none():
     good, better_one = (with_winner(BASE, rounds=rounds) for rounds in (8, 9))
     tables = [
-        spoil(table_of(each), each, '"seconds":1.5', '"seconds":-1') for each in (good, better_one)
+        invalidate(table_of(each), each, '"seconds":1.5', '"seconds":-1')
+        for each in (good, better_one)
     ]
     joined = join(sources_of(*tables))
     assert (joined.records, joined.conflicts) == ([], [])
-    assert [(share.records, len(share.invalid)) for share in joined.shares] == [(0, 1)] * 2
+    assert [(source.records, len(source.invalid)) for source in joined.contributions] == [
+        (0, 1)
+    ] * 2
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_of_equally_good_records_the_canonical_text_decides(order):
     low, high = replace(BASE, seconds=1.5), replace(BASE, seconds=1.6)
     # as it is written the greatest of all, as autolora writes it the least
-    odd = spoil(table_of(low), low, '"seconds":1.5', '"seconds":15e-1')
+    odd = invalidate(table_of(low), low, '"seconds":1.5', '"seconds":15e-1')
     tables = [odd, table_of(low), table_of(high)]
     joined = join(sources_of(*(tables[place] for place in order)))
     assert joined.records == [high]
     alone = join(sources_of(odd, table_of(low)))
-    assert [share.records for share in alone.shares] == [1, 1]
+    assert [source.records for source in alone.contributions] == [1, 1]
     assert alone.conflicts == []  # the same record, written in two ways
 
 
-def test_what_was_spoilt_before_is_told_too():
+def test_what_was_invalid_before_is_told_too():
     table = parse(json.dumps({**json.loads(render(table_of(BASE))), "records": [1]}).encode())
-    (share,) = join(sources_of(table)).shares
-    assert (share.records, len(share.invalid)) == (0, 1)
+    (source,) = join(sources_of(table)).contributions
+    assert (source.records, len(source.invalid)) == (0, 1)
 
 
 # ---- many
@@ -251,7 +255,7 @@ def test_a_candidate_whose_name_is_written_in_another_way_is_found_all_the_same(
     assert join(sources_of(table_of(worse), table)).records == [record]
 
 
-def test_a_graph_that_was_not_timed_says_no_merit():
+def test_a_graph_that_was_not_timed_states_no_precedence():
     record = replace(BASE, candidates=(*BASE.candidates, make_candidate("large", None)))
     line = record.line.replace(f'"winner":"{BASE.winner}"', '"winner":"large"')
     assert Precedence.of_line(line) is None

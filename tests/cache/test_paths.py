@@ -6,7 +6,7 @@ from pathlib import Path
 import platformdirs
 
 from autolora.cache.files import disk
-from autolora.cache.files.store import default_path, search_path
+from autolora.cache.files.paths import default_path, search_path
 
 ROOT = Path(disk.__file__).parents[3]
 

@@ -20,6 +20,7 @@ from autolora.cache.files import disk
 from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.lookup import Lookup
 from autolora.cache.records.checks import LONGEST
+from autolora.errors import AutoloraError
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "cache_schema" / "v1.schema.json").read_text(encoding="utf-8"))
@@ -53,6 +54,12 @@ def is_a_miss(path, warnings, word="", tokens=64):
     assert len(warning) < 1000 + len(str(path))
 
 
+def is_not_written(path):
+    with pytest.raises(AutoloraError, match="AUTOLORA_CACHE") as caught:
+        TimingCache.load(path).publish(make_record())
+    assert f"cannot write the timing cache {path}" in str(caught.value)
+
+
 # --- what is no file, or cannot be read ----------------------------------------------------------
 
 
@@ -77,11 +84,16 @@ NO_FILES = {
 
 
 @pytest.mark.parametrize(("word", "make"), NO_FILES.items(), ids=NO_FILES.keys())
-def test_what_is_no_file_is_a_miss(tmp_path, monkeypatch, warnings, word, make):
+def test_what_is_no_file_is_a_miss_and_not_written(tmp_path, monkeypatch, warnings, word, make):
     monkeypatch.chdir(tmp_path)  # a socket's name must be short
     path = Path("timings.v1.json")
     make(path)
+    before = path.lstat()
     is_a_miss(path, warnings, word)
+    is_not_written(path)
+    assert (path.lstat().st_mode, path.lstat().st_size) == (before.st_mode, before.st_size)
+    if not path.is_file():  # nothing is created beside a device either
+        assert not os.path.lexists(f"{os.path.realpath(path)}.lock")
 
 
 @needs_root
@@ -92,6 +104,7 @@ def test_a_file_without_permission_is_a_miss(warnings):
         path.chmod(0o600)
         with as_user(1001):
             is_a_miss(path, warnings, "Permission denied")
+            is_not_written(path)
 
 
 def test_a_file_that_grew_over_the_limit_is_not_read(path, monkeypatch, warnings):

@@ -28,7 +28,7 @@ def _own_folders(tmp_path, monkeypatch):
     """No test leaves records in the folders of who runs it."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    locking._say_unlocked.cache_clear()
+    locking._warn_no_locks.cache_clear()
 
 
 def names(folder):
@@ -82,6 +82,7 @@ def test_records_that_cannot_be_written_go_beside(path, monkeypatch, warnings):
     cache = TimingCache.load(path)
     with filelock.FileLock(f"{path}.lock"):
         message = cannot_write(cache, 2, 3)
+        assert tokens_in(path) == [1]  # a reader does not wait
     assert "another program has held" in message
     assert "the 2 records measured are in" in message
     kept = named_in(message, path)
@@ -137,10 +138,12 @@ def test_if_no_folder_takes_them_that_is_said(path, tmp_path, full):
 
 def test_nothing_is_kept_where_nothing_is_new(path, full):
     TimingCache([make_record(1)], path).save()
+    before = path.read_bytes()
     full.append(path.parent)
-    with pytest.raises(AutoloraError) as caught:
+    with pytest.raises(AutoloraError, match="No space left on device") as caught:
         TimingCache.load(path).save()
     assert "measured" not in str(caught.value)
+    assert path.read_bytes() == before
     assert names(path.parent) == sorted(["temporary", path.name, f"{path.name}.lock"])
 
 
@@ -392,16 +395,16 @@ def test_processes_whose_locks_do_not_see_each_other_lose_nothing(path, warnings
 def overwritten(path, monkeypatch, when):
     """Has another host put an older file in the place of ours; ``when``: how many times left."""
     old = path.read_bytes()
-    real = atomic_update.put
+    real = atomic_update.replace_file
 
-    def put(new, target):
+    def replace_file(new, target):
         real(new, target)
         if when:
             when.pop()
             target.with_name("theirs").write_bytes(old)
             target.with_name("theirs").replace(target)
 
-    monkeypatch.setattr(atomic_update, "put", put)
+    monkeypatch.setattr(atomic_update, "replace_file", replace_file)
 
 
 def test_what_another_host_overwrites_is_written_again(path, monkeypatch):
@@ -447,7 +450,7 @@ def test_a_writer_waits_for_those_who_read_before_it_wrote(path, monkeypatch):
     monkeypatch.setattr(atomic_update, "locked", lambda target: contextlib.nullcontext())
     monkeypatch.setattr(atomic_update.time, "sleep", sleep)
     other.touch()
-    monkeypatch.setattr(atomic_update, "_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(atomic_update, "_WAIT_SECONDS", 30.0)
     cache.publish(make_record(2))
     assert len(waits) >= 3
     assert tokens_in(path) == [1, 2]
@@ -526,17 +529,6 @@ def test_a_lock_that_must_not_be_written_is_named(path):
         assert tokens_in(named_in(message, path)) == [2]
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_the_lock_has_the_permissions_of_the_file(path, umask):
-    before = os.umask(umask)
-    try:
-        TimingCache([make_record(1)], path).save()
-    finally:
-        os.umask(before)
-    lock = Path(f"{path}.lock")
-    assert stat.S_IMODE(lock.stat().st_mode) == stat.S_IMODE(path.stat().st_mode)
-
-
 def test_nothing_is_made_more_open_through_a_symbolic_link(path, tmp_path):
     TimingCache([make_record(1)], path).save()
     secret = tmp_path / "secret"
@@ -546,7 +538,7 @@ def test_nothing_is_made_more_open_through_a_symbolic_link(path, tmp_path):
     lock.symlink_to(secret)
     with contextlib.suppress(AutoloraError):
         TimingCache.load(path).publish(make_record(2))
-    locking._share(lock, path)
+    locking._copy_permissions(lock, path)
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert secret.read_bytes() == b""
 
