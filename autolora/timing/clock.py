@@ -1,7 +1,7 @@
-"""Clocks: how long a call takes on a device, whether that is warm, and how much memory it takes.
+"""Timing one call on a device, warming the device up, and peak memory.
 
-A *measure* is ``measure(run) -> nanoseconds``: it runs a function once and says how long it took.
-It is an argument everywhere, so that tests race without a real clock.
+A *measure* is ``measure(run) -> nanoseconds``: it runs a function once and returns the time taken.
+It is an argument everywhere, so that tests need no real clock.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = (  # what plain RuntimeErrors say
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """How a warm-up ended.
+    """Result of a warm-up.
 
     Args:
         settled: whether the last two windows agreed.
@@ -53,15 +53,14 @@ def cpu_measure(run: Run) -> float:
 
 
 def cuda_measure(device: torch.device) -> Measure:
-    """Time that a GPU takes for one call, between two events, with its L2 cache flushed before.
+    """GPU time of one call between two events, with the L2 cache flushed before.
 
-    In training the CPU queues kernels ahead, and the GPU runs them back to back. One layer alone
-    would show the gaps between launches instead. So the GPU first spins until the CPU has queued
-    the call. What a model gains from fewer launches, where it is too small to keep a GPU busy, is
-    not seen by this.
+    In training the CPU queues kernels ahead and the GPU runs them back to back; a single layer
+    would show the gaps between launches instead. So the GPU spins until the CPU has queued the
+    call. The gain of fewer launches in a model too small to keep the GPU busy is not measured.
 
-    A call that is queued too late, as the first ones are, counts with its gaps; the next is held
-    back for twice as long, and later ones for a little less each time.
+    A call that is queued too late, as the first ones are, is timed with its gaps; the next spins
+    for twice as long, and later ones for a little less each time.
     """
     size = 2 * max(torch.cuda.get_device_properties(device).L2_cache_size, _LEAST_L2)
     flush = torch.empty(size, dtype=torch.int8, device=device)
@@ -98,10 +97,10 @@ def warm_up(
     window_s: float = 0.05,
     most_s: float = 1.0,
 ) -> Warmth:
-    """Runs a function until the medians of two windows of time in a row agree within 2 %.
+    """Runs a function until the medians of two consecutive windows of time agree within 2 %.
 
-    Clocks that rise, caches and pools that fill make the first calls slower, for a time rather than
-    for a number of calls.
+    Rising clocks and filling caches make the first calls slower, for a time rather than for a
+    number of calls.
 
     Args:
         run: what is run.
@@ -129,8 +128,8 @@ def warm_up(
 def peak_memory(run: Run, device: torch.device) -> int | None:
     """Bytes allocated on a GPU at the peak of one call, beyond what was allocated before it.
 
-    None on the CPU, for which torch counts none. The libraries keep what they allocate in their
-    first call for good, so it should not be the first of its kind.
+    None on the CPU, where torch does not count. It should not be the first call, in which libraries
+    allocate workspaces that they keep.
     """
     if device.type != "cuda":
         return None
@@ -141,16 +140,16 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, be it torch's, Python's or a library's."""
+    """Whether an error of torch, Python or a library is about running out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def released(device: torch.device) -> None:
-    """Gives back what a call that ran out of memory left behind.
+    """Frees the memory left by a call that ran out of memory.
 
-    Its error must be gone by then: as long as that is held, so are the tensors of its frames.
+    No reference to its error may be left: its traceback holds the tensors of its frames.
     """
     gc.collect()
     if device.type == "cuda":

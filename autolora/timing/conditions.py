@@ -1,6 +1,6 @@
-"""The machine's state while it measured, so that a reader of a record can judge its figures.
+"""The machine's state during a measurement, by which a reader can judge its figures.
 
-Nothing here fails: what cannot be read is None or left out.
+Nothing here raises: what cannot be read is None or left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STAT = Path("/proc/stat")
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUS = Path("/sys/devices/system/cpu")
 
-_THROTTLE_REASONS = {  # NVML's bits, but for the lowest: an idle GPU is not held back
+_THROTTLE_REASONS = {  # NVML's bits, except the lowest: an idle GPU is not throttled
     0x2: "clocks setting",
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -37,17 +37,17 @@ _THROTTLE_REASONS = {  # NVML's bits, but for the lowest: an idle GPU is not hel
 }
 
 
-_MOST_TAKEN = 0.2  # of all processor time, by others, beside which a CPU is timed as if alone
+_MOST_TAKEN = 0.2  # share of processor time that others may use in an undisturbed measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """What all processors together have done since the machine started, in the kernel's ticks.
+    """Time of all processors together since boot, in the kernel's ticks.
 
     Args:
-        busy: ran a process or the kernel.
-        stolen: were taken by the host of a virtual machine.
-        total: these two, and idle.
+        busy: running a process or the kernel.
+        stolen: used by the host of a virtual machine.
+        total: busy, stolen and idle.
     """
 
     busy: int
@@ -71,12 +71,12 @@ class State:
 
 
 def before() -> State:
-    """The counters now, to be kept until something is measured."""
+    """The counters now, for :func:`since`."""
     return State(ticks(_text(_STAT)), time.process_time(), time.time())
 
 
 def since(start: State, device: torch.device) -> dict[str, Scalar]:
-    """The conditions of what was measured on a device, which should have ended just now.
+    """The conditions of a measurement on a device that has just ended.
 
     Always there: ``load_1min``, ``processors``, ``others_busy`` and ``steal``, the shares of all
     processor time since the start that other processes and the host of a virtual machine took.
@@ -103,9 +103,9 @@ def since(start: State, device: torch.device) -> dict[str, Scalar]:
 
 
 def disturbed(found: Mapping[str, Scalar], device: torch.device) -> bool:
-    """Whether others took so much of the processors that times on a CPU are not those of training.
+    """Whether other processes used so much of the CPU that times on it are not those of training.
 
-    A busy neighbour does not only add noise: what needs all threads at once suffers more from it.
+    They add more than noise: graphs that need all threads at once are slowed down more.
 
     Args:
         found: the conditions, see :func:`since`.
@@ -165,7 +165,7 @@ def _load() -> float | None:
 
 
 def _share(value: float) -> float:
-    """Within 0 and 1, which the kernel's coarse ticks may miss."""
+    """Clipped to 0...1, since the kernel's ticks are coarse."""
     return round(min(max(value, 0.0), 1.0), 3)
 
 
@@ -177,9 +177,9 @@ def _text(path: Path) -> str:
 
 
 def _gpu(device: torch.device, start: State) -> dict[str, Scalar]:
-    """What NVML says, nothing where it is not installed or does not work.
+    """Readings of NVML; empty where it is not installed or does not work.
 
-    Whatever a driver raises, it must not cost a measurement; so all is suppressed here.
+    Every exception is suppressed: no fault of a driver may lose a measurement.
     """
     found: dict[str, Scalar] = {}
     with suppress(Exception):
@@ -197,25 +197,25 @@ def _gpu(device: torch.device, start: State) -> dict[str, Scalar]:
 
 
 def _handle(nvml: Any, uuid: str) -> Any:
-    """NVML's device; numbers would not do, since CUDA_VISIBLE_DEVICES renumbers torch's."""
+    """NVML's device, by UUID since CUDA_VISIBLE_DEVICES renumbers torch's devices."""
     with suppress(nvml.NVMLError):
         return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
 
 def _others_count(nvml: Any, handle: Any, start: State) -> int | None:
-    """Other processes on the device; this one is there, under whatever number.
+    """The number of other processes on the device, None if unknown as in some containers.
 
-    In a container the list may be empty, and says nothing then.
+    This process is counted by NVML too, perhaps under another number.
     """
     processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
     return len(processes) - 1 if processes else None
 
 
 def _others_share(nvml: Any, handle: Any, start: State) -> float | None:
-    """The share of the device's time that other processes took.
+    """The share of the device's time that other processes used.
 
-    None unless this one was seen: in a container processes may have numbers of the host.
+    None if this process is not listed: in a container NVML may report process ids of the host.
     """
     used: dict[int, list[int]] = {}
     for sample in nvml.nvmlDeviceGetProcessUtilization(handle, round(start.at * 1e6)):

@@ -1,39 +1,57 @@
-"""How hard a problem is measured."""
+"""Effort levels: how many graphs of a problem are timed, and for how long."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autolora.timing.race import Pace
 
 ESTIMATE = "estimate"  # nothing is measured
 
 _LEAST = 4  # graphs that race however slow they are
-_ROUNDS = 3  # that are to fit a race's time
-_SCREEN = 25  # steps as long as a whole one that a screen and the verdicts take about
+_ROUNDS = 6  # that should fit a race's time
+_SCREEN = 25  # times the time of a step that the screen and the verdicts take about
+_USED = 0.5  # share of its time that a race needs on average
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How hard a problem is measured.
+    """How many graphs of a problem are timed, and for how long.
 
     Args:
         most: graphs kept by the screen.
-        within: none is kept that the screen predicts slower than this times the best.
-        pace: of the race.
+        within: graphs are dropped that the screen predicts slower than this times the best.
+        pace: of the race, where steps are fast.
+        steps: times the time of a step that a race may take, where that is longer.
+        longest: seconds, unless a budget allows more.
     """
 
     most: int
     within: float
     pace: Pace
+    steps: int
+    longest: float
 
-    def affords(self, nanoseconds: float) -> int:
-        """How many graphs can race, so that a few rounds fit the pace's time.
+    def seconds(self, nanoseconds: float) -> float:
+        """The most that a race takes without a budget, for a step of so many nanoseconds."""
+        return max(self.pace.seconds, min(self.steps * nanoseconds / 1e9, self.longest))
+
+    def pace_for(self, nanoseconds: float, seconds: float | None = None) -> Pace:
+        """The pace of a race.
 
         Args:
-            nanoseconds: that the fastest takes.
+            nanoseconds: time of a step.
+            seconds: given by a budget.
         """
-        fitting = int(self.pace.seconds * 1e9 / (_ROUNDS * nanoseconds + 1)) - 2
+        return replace(self.pace, seconds=self.seconds(nanoseconds) if seconds is None else seconds)
+
+    def affords(self, nanoseconds: float) -> int:
+        """How many graphs can race, so that a few rounds fit its time.
+
+        Args:
+            nanoseconds: time of the fastest.
+        """
+        fitting = int(self.seconds(nanoseconds) * 1e9 / (_ROUNDS * nanoseconds + 1)) - 2
         return max(_LEAST, min(self.most, fitting))
 
     def expected(self, nanoseconds: float) -> float:
@@ -41,11 +59,11 @@ class Effort:
         step = nanoseconds / 1e9
         rounds = self.pace.rounds[0] * (self.affords(nanoseconds) + 2)
         least = (rounds + 4 * self.pace.confirmation[0]) * step
-        return 0.1 + _SCREEN * step + max(least, 1.5 * self.pace.seconds)
+        return 0.1 + _SCREEN * step + max(least, _USED * self.seconds(nanoseconds))
 
 
 EFFORTS = {
-    "quick": Effort(5, 1.05, Pace((2, 40), (3, 60), 0.2)),
-    "normal": Effort(10, 1.10, Pace((3, 100), (3, 100), 0.4)),
-    "thorough": Effort(24, 1.25, Pace((8, 300), (16, 300), 6.0)),
+    "quick": Effort(5, 1.05, Pace((2, 100), (3, 100), 0.6), 60, 10.0),
+    "normal": Effort(10, 1.10, Pace((3, 300), (3, 300), 1.5), 200, 60.0),
+    "thorough": Effort(24, 1.25, Pace((8, 1000), (16, 1000), 18.0), 1000, 300.0),
 }

@@ -1,7 +1,7 @@
-"""A race: the fastest of several functions, on a machine that is never quiet.
+"""A race: finds the fastest of several functions on a noisy machine.
 
-Interleaved rounds in an order drawn anew, robust comparisons, an early end for what is beaten, and
-a confirmation with fresh times.
+Interleaved rounds in random order, robust comparisons, early elimination, and a confirmation with
+fresh times.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from autolora.timing.statistics import compare, instability, typical
 
 Samples = dict[str, list[float]]  # per candidate, one time in nanoseconds per round it took part in
 
-EVEN = 0.01  # two candidates closer than this are taken as equal
-SURE = 0.02  # no more than so much may be lost by a choice, or the machine was too noisy for it
+EVEN = 0.01  # candidates whose times differ by less than this share are equal: either may win
+SURE = 0.02  # largest share by which a winner may be slower than the fastest, for a decided race
 
-_FEW = 8  # rounds below which only ranges are compared, no estimates
-# By how much the ranges of two candidates must be apart, beyond what the instability of the machine
-# explains, for the slower to drop out after so many rounds.
+_FEW = 8  # rounds below which only ranges are compared, not estimates
+# The factor by which a candidate's shortest time must exceed the leader's, beyond the machine's
+# instability, for it to drop out after so many rounds.
 _APART = {1: 8.0, 2: 1.5, 3: 1.2, 4: 1.05, 5: 1.03, 6: 1.02, 7: 1.02}
-_BEATEN = 4  # standard errors
+_DOUBT = 2  # standard errors that a comparison may be off
+_BEATEN = 3  # standard errors, for a candidate to drop out
 _LOST = 3.5  # standard errors by which a winner must beat the baseline
 _WORTH = 0.005  # and beyond them by this share
-_SEPARATE = 2  # standard errors
 _LEAST_OF_A_POOL = 3
 _FINALISTS = 4
-_CLOSE = 1.05  # one that wins a pool can win the race only if it is not slower than this
+_CLOSE = 1.05  # the fastest of a pool can win the race only if it is not slower than this
 _QUIET = 1.1  # instability up to which a few rounds confirm a winner
 _RESTLESS = 20  # rounds of confirmation beyond that
-_PATIENCE = 3  # times the pace's seconds, for a race that has decided nothing by then
+_HEATS = 0.5  # share of the seconds that the rounds before the confirmation may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Pace:
 
     Args:
         rounds: at least and at most so many before the confirmation.
-        confirmation: likewise, of fresh times for the last few.
-        seconds: for each of the two; thrice as long while nothing is decided.
+        confirmation: likewise, of fresh times for the finalists.
+        seconds: past which an undecided race ends, once it has the least rounds of both.
     """
 
     rounds: tuple[int, int]
@@ -56,17 +56,23 @@ class Result:
 
     Args:
         winner: the fastest, or the baseline where nothing beats it by more than the noise.
-        heats: the times before the confirmation, of each in order.
+        heats: the times before the confirmation, of each candidate in order.
         confirmed: the times of the confirmation, for those that took part.
-        noise: of the comparisons that decided, the largest relative standard error.
-        noisy: whether these were not sure to 2 % when time was up.
+        noise: the largest relative standard error of the comparisons with the winner.
+        within: share by which another candidate may be faster than the winner, at two standard
+            errors.
     """
 
     winner: str
     heats: Samples
     confirmed: Samples
     noise: float = 0.0
-    noisy: bool = False
+    within: float = 0.0
+
+    @property
+    def undecided(self) -> bool:
+        """Whether more than 2 % may be lost by choosing the winner."""
+        return self.within > SURE
 
     @property
     def samples(self) -> Samples:
@@ -93,11 +99,12 @@ def race(
 ) -> Result:
     """Finds the fastest of several functions.
 
-    Every candidate runs once per round, in an order drawn anew, so that drift hits all alike. Those
-    clearly beaten are dropped. It ends when the first is separated from the others or within 1 % of
-    them, or when the pace says so. Then those that may be first run again, beside the baseline and
-    what is observed; only these fresh times decide which is first, and it must beat the baseline
-    over all rounds by three and a half standard errors and half a percent, or the baseline wins.
+    Every candidate runs once per round, in random order, so that drift affects all alike. A
+    candidate drops out when it cannot be faster than the first by more than noise. When no other
+    may be faster than the first by 1 %, or half the pace is spent, the finalists run again beside
+    the baseline and what is observed. These fresh times alone decide which is first, and it must
+    beat the baseline over all rounds by 3.5 standard errors and 0.5 %, or the baseline wins. The
+    confirmation lasts until no other may be faster than the winner by 1 %, or the pace is spent.
 
     Args:
         runs: the candidates by name, and what is observed.
@@ -107,9 +114,9 @@ def race(
         baseline: the candidate that wins unless it is beaten by more than the noise.
         kept: candidates that take part in the confirmation even when beaten.
         observed: those of ``runs`` that are only timed, in the confirmation, and cannot win.
-        pools: groups of candidates whose own fastest is wanted as well, by its time: none of a pool
-            is dropped before it has three rounds, and then only when its pool's fastest beats it.
-            That one takes part in the confirmation, where it can win only if it came close.
+        pools: groups of candidates whose own fastest is wanted as well: none of a pool is dropped
+            before it has three rounds, and then only when its pool's fastest beats it. That one
+            takes part in the confirmation, where it can win only if it came close.
         between: called before each timing, outside of it.
         clock: seconds, for the limit of the pace.
     """
@@ -137,9 +144,7 @@ def race(
         running = [name for name in running if name in stay]
         if number < least:
             continue
-        spent = (clock() - start) / pace.seconds
-        late = spent >= 1 and number >= _FEW
-        if late or spent >= _PATIENCE or _settled(running, samples, number):
+        if clock() - start >= _HEATS * pace.seconds or _settled(running, samples, number):
             break
     first = fastest(samples, running)
     close = sorted(
@@ -152,24 +157,21 @@ def race(
     able = [n for n in dict.fromkeys([*able, baseline, *kept]) if n not in observed]
     finalists = list(dict.fromkeys([*able, *wanted, *observed]))
     confirmed: Samples = {name: [] for name in finalists}
-    start, most = clock(), pace.confirmation[1]
+    most = pace.confirmation[1]
     for number in range(1, most + 1):
         time_each(finalists, confirmed)
         if number < pace.confirmation[0] or not (_is_stop(number) or number == most):
             continue
         verdict = _judged(able, baseline, samples, confirmed)
         calm = instability(samples[name] + confirmed[name] for name in able) <= _QUIET
-        if verdict.sure and number >= (1 if calm else _RESTLESS):
+        decided = verdict.within + verdict.noise / 2 <= EVEN  # it was looked at many times
+        if decided and number >= (1 if calm else _RESTLESS):
             break
-        if clock() - start >= _PATIENCE * pace.seconds:
+        if clock() - start >= pace.seconds:
             break
-    return Result(
-        verdict.winner,
-        samples,
-        confirmed,
-        verdict.noise,
-        noisy=not verdict.sure and verdict.noise > SURE / _SEPARATE,
-    )
+        if number >= _FEW:
+            finalists = _in_doubt(finalists, able, verdict, baseline, samples, confirmed)
+    return Result(verdict.winner, samples, confirmed, verdict.noise, verdict.within)
 
 
 def fastest(samples: Samples, names: Sequence[str]) -> str:
@@ -179,47 +181,86 @@ def fastest(samples: Samples, names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """Who wins, how noisy the comparisons were that say so, and whether they leave no doubt."""
+    """Which was first, which wins, and as in :class:`Result` the noise and what may be lost."""
 
+    first: str
     winner: str
     noise: float
-    sure: bool
+    within: float
 
 
 def _judged(able: Sequence[str], baseline: str, samples: Samples, confirmed: Samples) -> _Verdict:
-    """The winner by the confirmation, if it beats the baseline over all rounds that both ran in."""
-    base = confirmed[baseline]
-    first = min(able, key=lambda name: compare(confirmed[name], base)[0])
-    whole = compare(*_together(samples, confirmed, first, baseline))
-    ratio, noise = min(whole, compare(confirmed[first], base), key=lambda pair: pair[1])
-    rivals = [
-        compare(confirmed[name], confirmed[first]) for name in able if name not in (first, baseline)
-    ]
-    beaten = all(_separate(*rival) or _even(*rival, SURE) for rival in rivals)
-    wins = ratio + _LOST * noise < 1 - _WORTH
-    decided = wins or first == baseline or _even(ratio, noise, EVEN)
-    return _Verdict(
-        first if wins else baseline,
-        max([noise, *(error for _, error in rivals)]),
-        beaten and decided,
+    """The first of the confirmation, if it beats the baseline; else the baseline."""
+    longest = max((baseline, *able), key=lambda name: len(confirmed[name]))
+    first = min(able, key=lambda name: _confirmed(confirmed, name, longest)[0])
+    winner = first if _beats(first, baseline, samples, confirmed) else baseline
+    others = [_confirmed(confirmed, name, winner) for name in able if name != winner]
+    if winner != baseline:  # it beats that over all rounds
+        others = [_confirmed(confirmed, n, winner) for n in able if n not in (winner, baseline)]
+    noise = max((error for _, error in others), default=0.0)
+    return _Verdict(first, winner, noise, max((_possible(*pair) for pair in others), default=0.0))
+
+
+def _beats(first: str, baseline: str, samples: Samples, confirmed: Samples) -> bool:
+    """Whether a candidate beats the baseline by more than the noise, over all rounds of both."""
+    if first == baseline:
+        return False
+    ratio, noise = min(
+        compare(*_together(samples, confirmed, first, baseline)),
+        _confirmed(confirmed, first, baseline),
+        key=lambda pair: pair[1],
     )
+    return ratio + _LOST * noise < 1 - _WORTH
 
 
-def _together(heats: Samples, confirmed: Samples, *names: str) -> tuple[list[float], list[float]]:
+def _in_doubt(
+    finalists: Sequence[str],
+    able: Sequence[str],
+    verdict: _Verdict,
+    baseline: str,
+    samples: Samples,
+    confirmed: Samples,
+) -> list[str]:
+    """The finalists to be timed further: those that are first, may be, or are not known to 2 %."""
+
+    def is_known(name: str) -> bool:
+        ratio, noise = _confirmed(confirmed, name, verdict.winner)
+        return noise <= SURE and (name not in able or _is_beaten(ratio, noise))
+
+    first = {verdict.first, verdict.winner}
+    stay = [name for name in finalists if name in first or not is_known(name)]
+    rivals = [name for name in stay if name in able]
+    if baseline not in stay and not all(
+        _beats(name, baseline, samples, confirmed) for name in rivals
+    ):
+        stay.append(baseline)  # any of these must beat it to win
+    return stay
+
+
+def _confirmed(confirmed: Samples, name: str, other: str) -> tuple[float, float]:
+    """One finalist's time over another's, and its error, in the rounds that both ran in."""
+    return compare(*_together({}, confirmed, name, other))
+
+
+def _together(
+    heats: Samples, confirmed: Samples, first: str, second: str
+) -> tuple[list[float], list[float]]:
     """The times of two candidates in the rounds that both ran in: each runs until it drops out."""
-    least = min(len(heats[name]) for name in names)
-    rest = min(len(confirmed.get(name, ())) for name in names)
-    first, second = (heats[name][:least] + confirmed.get(name, [])[:rest] for name in names)
-    return first, second
+    times: tuple[list[float], list[float]] = ([], [])
+    for part in (heats, confirmed):
+        pair = part.get(first, []), part.get(second, [])
+        for into, taken in zip(times, pair, strict=True):
+            into += taken[: min(map(len, pair))]
+    return times
 
 
 def _is_stop(rounds: int) -> bool:
-    """Whether to look at the times after so many rounds: after many, one more says little."""
+    """Whether to compare after so many rounds; less often after many, to save time."""
     return rounds % (1 + rounds // 16) == 0
 
 
 def _still(pool: Collection[str], running: Sequence[str]) -> list[str]:
-    """Those of a pool that are still in the race, as its fastest always is."""
+    """Those of a pool that are still in the race; its fastest always is."""
     return [name for name in running if name in pool]
 
 
@@ -229,22 +270,20 @@ def _unbeaten(names: Sequence[str], samples: Samples, rounds: int) -> set[str]:
     if rounds < _FEW:
         most = _APART[rounds] * instability(samples[name] for name in names) * min(samples[leader])
         return {name for name in names if min(samples[name]) <= most}
-    stay = {leader}
-    for name in names:
-        ratio, noise = compare(samples[name], samples[leader])
-        if ratio - _BEATEN * noise <= 1 + EVEN:
-            stay.add(name)
-    return stay
+    return {
+        name
+        for name in names
+        if name == leader or not _is_beaten(*compare(samples[name], samples[leader]))
+    }
 
 
 def _settled(running: Sequence[str], samples: Samples, rounds: int) -> bool:
-    """Whether each of the others is slower than the first by more than noise, or surely even."""
+    """Whether none of the others may be faster than the first by 1 %."""
     leader = fastest(samples, running)
     others = [name for name in running if name != leader]
     if rounds < _FEW:
         return not others
-    pairs = [compare(samples[name], samples[leader]) for name in others]
-    return all(_separate(*pair) or _even(*pair, EVEN) for pair in pairs)
+    return all(_possible(*compare(samples[name], samples[leader])) <= EVEN for name in others)
 
 
 def _may_be_first(name: str, first: str, samples: Samples) -> bool:
@@ -252,9 +291,11 @@ def _may_be_first(name: str, first: str, samples: Samples) -> bool:
     return ratio - noise <= 1 + EVEN
 
 
-def _separate(ratio: float, noise: float) -> bool:
-    return ratio - _SEPARATE * noise >= 1
+def _is_beaten(ratio: float, noise: float) -> bool:
+    """Whether a candidate that takes ``ratio`` times as long as another can hardly be faster."""
+    return ratio - _BEATEN * noise >= 1 - EVEN / 2
 
 
-def _even(ratio: float, noise: float, share: float) -> bool:
-    return abs(ratio - 1) + _SEPARATE * noise <= share
+def _possible(ratio: float, noise: float) -> float:
+    """The share by which a candidate may be faster than another, at two standard errors."""
+    return max(0.0, 1 - (ratio - _DOUBT * noise))

@@ -1,8 +1,8 @@
-"""What can be said of times from a noisy machine: robust estimates and how sure they are.
+"""Robust estimates from times of a noisy machine, and their standard errors.
 
-Times are only ever made longer: by a spike, by a neighbour, by a clock that is down for a while. So
-a low quartile says more than a mean, and more than a median where the machine has two speeds. What
-changes slowly falls out of the ratios of times that were taken one after the other.
+Noise only adds to a time: spikes, other processes, a lower clock. So the lower quartile is a better
+estimate than the mean, and than the median on a machine with two speeds. Slow changes cancel in the
+ratios of times that were taken one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 _LOW = 0.25
 _RESAMPLES = 64
-_FEW = 6  # rounds below which a quartile says nothing
+_FEW = 6  # rounds below which the quartile is not used
 
 
 def spread(times: Sequence[float]) -> float:
@@ -29,7 +29,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of the values lies, between two neighbours in a straight line.
+    """The value below which a share of the values lies, by linear interpolation.
 
     >>> quantile([4, 1, 3, 2], 0.5)
     2.5
@@ -42,7 +42,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def typical(times: Sequence[float]) -> float:
-    """The lower quartile: the time that a call takes when little disturbs it."""
+    """The lower quartile: the time of a call that is hardly disturbed."""
     return quantile(times, _LOW)
 
 
@@ -59,11 +59,11 @@ def paired(times: Sequence[float], others: Sequence[float]) -> tuple[float, floa
 
 
 def compare(times: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
-    """How many times as long the first took as the second, and the relative standard error of that.
+    """The ratio of two times, and its relative standard error.
 
-    Two estimates are made, the median of the round-by-round ratios, which drift does not touch, and
-    the ratio of the lower quartiles, which slow calls do not touch. The one with the smaller error
-    counts. The errors are those of a bootstrap over the rounds.
+    Two estimates are made: the median of the round-by-round ratios, which is robust to drift, and
+    the ratio of the lower quartiles, which is robust to slow calls. The one with the smaller error
+    is returned. The errors are from a bootstrap over the rounds.
 
     Args:
         times: of the first, one per round.
@@ -78,15 +78,12 @@ def compare(times: Sequence[float], others: Sequence[float]) -> tuple[float, flo
     if rounds >= _FEW:
         estimates.append(_quantile(first[drawn], _LOW) - _quantile(second[drawn], _LOW))
     ratio, error = min(((each[0], float(each[1:].std())) for each in estimates), key=_error)
-    # of few rounds a bootstrap takes the error for less than it is
-    return float(np.exp(ratio)), error * ((rounds + 3) / (rounds - 1)) ** 0.5
+    # a bootstrap underestimates the error of few rounds
+    return float(np.exp(ratio)), error * ((rounds + 8) / (rounds - 1)) ** 0.5
 
 
 def instability(samples: Iterable[Sequence[float]]) -> float:
-    """How many times as long the longest call of a function takes as its shortest.
-
-    Of several functions it is nearly the largest that counts: one quiet for a while means little.
-    """
+    """The ratio of a function's longest time to its shortest; of several, the 0.9 quantile."""
     return quantile([max(times) / min(times) for times in samples], 0.9)
 
 
@@ -96,13 +93,13 @@ def _error(estimate: tuple[float, float]) -> float:
 
 @lru_cache(maxsize=512)
 def _resamples(rounds: int) -> NDArray[np.int64]:
-    """All rounds, then which each resample takes: always the same, so that figures repeat."""
+    """Indices of all rounds, then of each resample; always the same, so that figures repeat."""
     drawn = np.random.default_rng(rounds).integers(0, rounds, (_RESAMPLES, rounds))
     return np.vstack((np.arange(rounds), drawn))
 
 
 def _quantile(rows: Floats, share: float) -> Floats:
-    """That of each row, as :func:`quantile` has it."""
+    """:func:`quantile` of each row."""
     place = share * (rows.shape[1] - 1)
     low = int(place)
     ordered = np.sort(rows, axis=1)

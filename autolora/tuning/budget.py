@@ -1,4 +1,4 @@
-"""Sharing the seconds of a whole run: more for what more time in training hangs on."""
+"""Sharing the seconds of a run: more for problems that take more of the training time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ORDER = tuple(EFFORTS)  # least first
 class Budget:
     """Seconds for several problems.
 
-    The *gain* that may be expected of a problem is the number of layers that pose it × the time of
-    one step along the reference graph. Each problem's share of what is left is that of its gain;
-    what it does not use goes to the others. It is measured as hard as its share allows; where that
-    is not even a quick look, a quick look is taken as long as there is time for one, so that the
-    problems that matter most are measured and the others are left.
+    The *gain* of a problem is the number of layers that pose it × the time of one step along the
+    reference graph. A problem's share of the seconds left is that of its gain; what it does not use
+    goes to the others. Its effort is the highest that its share allows, and its race may use the
+    whole share. Where the share is too small for the lowest effort, that is used while there is
+    time, so that the problems of most gain are measured and the others are left.
 
     Args:
         seconds: for the whole run.
@@ -40,25 +40,36 @@ class Budget:
         """Seconds that are left."""
         return self.seconds - (self.clock() - self._start)
 
-    def effort(self, gain: float, nanoseconds: float, wanted: str) -> str | None:
-        """How hard to measure the next problem, None where there is no time for it.
+    def next(self, gain: float, nanoseconds: float, wanted: str) -> tuple[str, float] | None:
+        """The effort and the seconds for the next problem, None where there is no time for it.
 
         Args:
             gain: the problem's, as a share of that of all problems that are left, its own included.
-            nanoseconds: that a step of the next one takes about.
-            wanted: no harder than this.
+            nanoseconds: that a step takes about.
+            wanted: the highest effort.
         """
         left = self.left
         share = left * gain
         allowed = _ORDER[: _ORDER.index(wanted) + 1]
         fitting = [effort for effort in allowed if self._expected(effort, nanoseconds) <= share]
         if fitting:
-            return fitting[-1]
-        return allowed[0] if self._expected(allowed[0], nanoseconds) <= left else None
+            return fitting[-1], share
+        least = self._expected(allowed[0], nanoseconds)
+        return (allowed[0], least) if least <= left else None
 
-    def learn(self, effort: str, nanoseconds: float, seconds: float) -> None:
-        """Notes what a problem took, so that the next are expected better."""
-        self._ratios.append(seconds / EFFORTS[effort].expected(nanoseconds))
+    def learn(self, effort: str, nanoseconds: float, seconds: float, given: float) -> None:
+        """Notes the seconds that a problem took, to expect better of the next.
+
+        Args:
+            effort: with which it was measured.
+            nanoseconds: that a step was expected to take.
+            seconds: that it took.
+            given: that it could take; a race may use what is more than its effort needs, which
+                says nothing of the next.
+        """
+        expected = EFFORTS[effort].expected(nanoseconds)
+        spare = max(0.0, given - EFFORTS[effort].seconds(nanoseconds))
+        self._ratios.append(min(seconds, max(expected, seconds - spare)) / expected)
 
     def _expected(self, effort: str, nanoseconds: float) -> float:
         ratio = median(self._ratios) if self._ratios else 1.0

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from autolora.cache.records.record import Record
 from autolora.cluster.share import Share
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
+from autolora.timing.conditions import disturbed
+from autolora.timing.race import EVEN
 from autolora.tuning.estimate import Estimate
 
 
@@ -25,7 +29,7 @@ class Progress:
 
     done: int
     total: int
-    problem: Problem
+    problem: BaseProblem
     seconds_left: float | None
     stage: str
 
@@ -50,8 +54,8 @@ class TuneResult:
     path: Path
     records: list[Record] = field(default_factory=list)
     skipped: list[Record] = field(default_factory=list)
-    unfinished: list[Problem] = field(default_factory=list)
-    failed: list[tuple[Problem, str]] = field(default_factory=list)
+    unfinished: list[BaseProblem] = field(default_factory=list)
+    failed: list[tuple[BaseProblem, str]] = field(default_factory=list)
     interrupted: bool = False
     estimates: list[Estimate] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
@@ -59,5 +63,17 @@ class TuneResult:
 
     @property
     def noisy(self) -> list[Record]:
-        """Those measured now while the machine was too noisy to be sure of the winner."""
+        """Those measured now that the next run measures again."""
         return [record for record in self.records if record.conditions.get("noisy")]
+
+    @property
+    def disturbed(self) -> list[Record]:
+        """Those measured now while other processes kept the machine busy."""
+        return [r for r in self.records if disturbed(r.conditions, torch.device(r.problem.device))]
+
+    @property
+    def undecided(self) -> list[float]:
+        """By which share another graph may be faster than a winner, each above 1 %, undisturbed."""
+        busy = self.disturbed
+        found = [r.conditions.get("within") for r in self.records if r not in busy]
+        return [share for share in found if isinstance(share, float) and share > EVEN]

@@ -31,6 +31,7 @@ class Machine:
         self.modes, self.states = modes, states
         self.rng = random.Random(seed)
         self.calls = []
+        self.spent = 0.0
         self.slow = False
 
     @property
@@ -45,7 +46,14 @@ class Machine:
         time *= 5 if self.rng.random() < self.spikes else 1
         time *= self.modes[1] if self.rng.random() < self.modes[0] else 1
         self.slow ^= self.rng.random() < self.states[0]
-        return time * (self.states[1] if self.slow else 1)
+        time *= self.states[1] if self.slow else 1
+        self.spent += time
+        return time
+
+    def at_effort(self, effort, step_ms, seconds=None):
+        """A race as the tuner has it, where a time of 100 is a step of ``step_ms``."""
+        pace = EFFORTS[effort].pace_for(step_ms * 1e6, seconds)
+        return self.race(pace=pace, clock=lambda: self.spent * step_ms / 1e5)
 
     def race(self, **options):
         options = {"baseline": "reference", "pace": PACE, "clock": lambda: 0.0, **options}
@@ -168,11 +176,7 @@ NONE = {"a": 100.5, "b": 102, "c": 104}  # is faster than the reference
 def test_whatever_disturbs_the_machine_the_winner_is_nearly_the_fastest(disturbance, rivals):
     truth = {"reference": 100, **rivals}
     chosen = [
-        truth[
-            Machine(truth, seed=seed, **DISTURBANCES[disturbance])
-            .race(pace=EFFORTS["normal"].pace)
-            .winner
-        ]
+        truth[Machine(truth, seed=seed, **DISTURBANCES[disturbance]).at_effort("normal", 1).winner]
         for seed in range(100)
     ]
     assert max(chosen) <= 100  # never slower than the reference
@@ -183,10 +187,53 @@ def test_a_machine_too_noisy_to_tell_is_said_to_be():
     truth = {"reference": 100, **MANY}
     wild = {"noise": 0.5, "spikes": 0.2, "modes": (0.5, 1.5)}
     results = [Machine(truth, seed=seed, **wild).race() for seed in range(20)]
-    assert sum(result.noisy for result in results) >= 18
-    assert all(result.noise > 0.01 for result in results if result.noisy)
+    assert sum(result.undecided for result in results) >= 18
+    assert all(result.within > 0.02 for result in results if result.undecided)
     quiet = [Machine(truth, seed=seed, noise=0.005).race() for seed in range(20)]
-    assert not any(result.noisy for result in quiet)
+    assert not any(result.undecided for result in quiet)
+
+
+CLOSE = {"a": 88, "b": 88.5, "c": 89, "d": 90, "e": 91, "f": 92, "g": 93, "h": 95, "i": 97}
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "noise", "seconds", "undecided"),
+    [
+        (170, 0.03, None, 1),
+        (170, 0.07, 80, 1),
+        (8, 0.03, None, 1),
+        (8, 0.07, 10, 1),
+        (0.3, 0.01, None, 0),
+        (0.3, 0.02, None, 0),
+    ],
+)
+def test_slow_steps_and_tiny_ones_are_decided(step_ms, noise, seconds, undecided):
+    """The same noise takes as many rounds whatever a step takes: the seconds follow."""
+    truth, results, lost = {"reference": 100, **CLOSE}, [], []
+    for seed in range(20):
+        machine = Machine(truth, seed=seed, noise=noise, drift=1e-5, states=(0.01, 1.05))
+        results.append(machine.at_effort("normal", step_ms, seconds))
+        lost.append(truth[results[-1].winner] / min(truth.values()) - 1)
+    assert sum(result.undecided for result in results) <= undecided
+    assert sum(share > 0.01 for share in lost) <= 1
+    assert all(
+        result.undecided or share <= 0.02 for result, share in zip(results, lost, strict=True)
+    )
+
+
+def test_what_cannot_win_gets_no_more_rounds():
+    machine = Machine({"reference": 100, "a": 80, "b": 80.8, "c": 86, "d": 88}, noise=0.03)
+    heats = machine.at_effort("normal", 1).heats
+    assert len(heats["d"]) < len(heats["a"])
+
+
+def test_a_race_that_nothing_decides_uses_the_seconds_it_is_given():
+    for seconds in (5, 20):
+        machine = Machine({"reference": 100, "a": 99, "b": 99}, noise=0.5)
+        result = machine.at_effort("normal", 30, seconds)
+        assert seconds <= machine.spent * 30 / 1e5 < seconds + 3
+        assert result.undecided
+        assert result.within > 0.02
 
 
 def test_a_pace_that_is_over_leaves_the_least_rounds():
@@ -194,7 +241,7 @@ def test_a_pace_that_is_over_leaves_the_least_rounds():
     ticks = iter(range(10**6))
     result = machine.race(pace=Pace((2, 99), (2, 99), 1e-9), clock=lambda: next(ticks))
     assert len(result.samples["reference"]) == 4
-    assert result.noisy
+    assert result.undecided
 
 
 def test_statistics():

@@ -22,12 +22,14 @@ def run(seconds, gains, *, step=STEP, slower=1.0, wanted="thorough"):
     budget = Budget(seconds, clock)
     efforts = []
     for number in range(len(gains)):
-        effort = budget.effort(gains[number] / sum(gains[number:]), step, wanted)
+        granted = budget.next(gains[number] / sum(gains[number:]), step, wanted)
+        effort = granted[0] if granted else None
         efforts.append(effort)
-        if effort is not None:
+        if granted is not None:
+            effort, given = granted
             spent = slower * EFFORTS[effort].expected(step)
             clock.now += spent
-            budget.learn(effort, step, spent)
+            budget.learn(effort, step, spent, given)
     return efforts, clock.now - 100
 
 
@@ -50,6 +52,14 @@ def test_too_little_for_all_measures_those_that_matter_most():
     efforts, spent = run(3.5 * quick, [9, 8, 7, 6, 5, 4])
     assert efforts == ["quick"] * 3 + [None] * 3
     assert spent <= 3.5 * quick
+
+
+def test_a_problem_may_use_its_share():
+    budget = Budget(300, Clock())
+    assert budget.next(0.5, STEP, "normal") == ("normal", 150)
+    normal = EFFORTS["normal"].expected(STEP)
+    budget.learn("normal", STEP, 100.0, 150.0)  # its race was undecided for long
+    assert budget.next(normal / 299, STEP, "normal")[0] == "normal"
 
 
 def test_what_problems_really_take_is_learnt():
