@@ -225,7 +225,7 @@ def _summary(result: TuneResult) -> str:
         return f"{why}: {', '.join(parts)}. What is measured is kept; run it again to go on."
     again = ""
     if result.noisy:
-        when = " when the machine is quiet" if result.disturbed else ", with more time"
+        when = " when the machine is quiet" if result.disturbed else ""
         again = f" Run it again{when}: {len(result.noisy)} of these are measured anew."
     return ", ".join(parts) + "." + again
 
