@@ -1,4 +1,4 @@
-"""Finding the LoRA layers of a model, PEFT's and ours, and stating the problem that each poses."""
+"""The LoRA layers of a model, PEFT's and autolora's, and the problems that they pose."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class AdaptedLayer:
     """A LoRA layer that can run as a graph.
 
     Args:
-        name: its path in the model.
+        name: path in the model.
         module: a :class:`~autolora.LoRALinear` or a LoRA layer of PEFT.
-        tensors: its tensors.
-        dropout: the probability that it has in training.
-        state: its memory; a fresh one where a PEFT layer was not accelerated yet.
+        tensors: of the layer.
+        dropout: probability in training.
+        state: of the layer; a new one if a PEFT layer is not accelerated yet.
     """
 
     name: str
@@ -49,13 +49,13 @@ class AdaptedLayer:
 
         Args:
             tokens: rows of X.
-            gradients: which need one, by their names in a problem; all unless given.
-            autocast: its dtype, None where it is off.
-            device: type of the device that will train it; where its weights are unless given.
+            gradients: names of the tensors that need one; defaults to all.
+            autocast: dtype of autocast, None if it is off.
+            device: type of the training device; defaults to that of the weights.
             training: whether dropout is active.
 
         Raises:
-            ValueError: dtype or device is none that graphs exist for.
+            ValueError: there are no graphs for a dtype or the device.
         """
         compute_dtype = self.state.compute_dtype or autocast or self.tensors[2].dtype
         return state_problem(
@@ -75,19 +75,19 @@ class AdaptedLayer:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the weights."""
         return self.weights["A"].device
 
     @property
     def base_dtype(self) -> torch.dtype:
-        """The dtype that the base product runs in without autocast."""
+        """The dtype of the base product without autocast."""
         W, _, A, *_ = self.tensors
         own = W.dtype if isinstance(W, torch.Tensor) else getattr(W, "compute_dtype", None)
         return own or A.dtype
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """What of it may be trained, by its name among the gradients of a problem."""
+        """The trainable tensors, by their names in a problem's gradients."""
         return trainable(self.tensors)
 
 
@@ -97,35 +97,35 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
 
 
 def left_layers(model: nn.Module) -> list[tuple[str, str]]:
-    """The paths of those that cannot, each with the reason."""
+    """The paths of the LoRA layers that cannot run as graphs, each with the reason."""
     return [(name, reason) for name, reason in _survey(model) if isinstance(reason, str)]
 
 
 def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
-    found: list[tuple[str, AdaptedLayer | str]] = []
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            found.append((name, _ours(name, module)))
-    if "peft" in sys.modules:  # a model of PEFT's cannot exist before
+    found = [
+        (name, _own_layer(name, module))
+        for name, module in model.named_modules()
+        if isinstance(module, LoRALinear)
+    ]
+    if "peft" in sys.modules:  # otherwise the model cannot be PEFT's
         from autolora.nn.peft import lora_layers
 
-        found += [(name, _peft(name, module)) for name, module in lora_layers(model)]
+        found += [(name, _peft_layer(name, module)) for name, module in lora_layers(model)]
     return found
 
 
-def _ours(name: str, module: LoRALinear) -> AdaptedLayer | str:
+def _own_layer(name: str, module: LoRALinear) -> AdaptedLayer | str:
     tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
     if isinstance(tensors, str):
         return tensors
     return AdaptedLayer(name, module, tensors, module.dropout, module._autolora)
 
 
-def _peft(name: str, module: Any) -> AdaptedLayer | str:
+def _peft_layer(name: str, module: Any) -> AdaptedLayer | str:
     from autolora.nn.peft import why_left
     from autolora.nn.peft_internals import peft_tensors, training_dropout
 
-    reason = why_left(module)
-    if reason:
+    if reason := why_left(module):
         return reason
     found = peft_tensors(module)
     if isinstance(found, str):

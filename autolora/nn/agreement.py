@@ -1,11 +1,10 @@
-"""One plan for all ranks of a process group, rank 0's, so that they run the same graphs.
+"""Sends rank 0's plan to all ranks of a process group, so that they run the same graphs.
 
-It goes through the group's store, not through a collective: rank 0 leaves it there and waits for
-nobody, the others wait for it, but not for ever. So a model that only some of the ranks accelerate
-never hangs a run, no device is touched, and any backend will do. What goes wrong is a warning, and
-the rank keeps its own plan. Plans are kept apart by the sizes of the layers that they are for and
-counted by the store itself, so that ranks which freeze several models in different order do not mix
-them, and a new group begins anew.
+The plan is sent through the group's store, not by a collective: rank 0 does not wait, and the
+others wait for a limited time. A model that only some of the ranks accelerate therefore never hangs
+a run, no device is used, and every backend works. On an error the rank logs a warning and keeps its
+own plan. Keys in the store contain the sizes of the model's layers and a count, so that ranks may
+freeze several models in different orders.
 """
 
 from __future__ import annotations
@@ -22,20 +21,16 @@ from torch import distributed
 from autolora.environment import Environment
 from autolora.nn.snapshot import Sizes, Snapshot, Snapshots, read_message, write_message
 
-LIMIT_SECONDS = 300.0  # to wait for rank 0; less where the group's own limit is less
-GRACE_SECONDS = 20.0  # once rank 0 has frozen as many models as this rank, all of them others
+LIMIT_SECONDS = 300.0  # to wait for rank 0, if the timeout of the group is not shorter
+GRACE_SECONDS = 20.0  # to wait once rank 0 has frozen as many models as this rank
 
 RANK_0 = "rank 0's plan"
 
 _PREFIX = "autolora/plan"
-_PIECE = 2**20  # characters in one value of the store: some stores refuse more than 8 MiB
-_POLL_SECONDS = (0.005, 0.5)  # from, to
+_PIECE = 2**20  # characters in one value; some stores refuse more than 8 MiB
+_POLL_SECONDS = (0.005, 0.5)  # the first and the longest pause
 
 logger = logging.getLogger("autolora")
-
-
-class _NoPlan(Exception):
-    """Why there is no plan of rank 0's."""
 
 
 def in_group() -> bool:
@@ -48,19 +43,19 @@ def in_group() -> bool:
 
 
 def trains_on_cuda() -> bool:
-    """Whether the process group is one for CUDA devices alone."""
+    """Whether the process group is for CUDA devices only."""
     return bool(distributed.get_backend() == "nccl")
 
 
 def agree(own: Snapshot, here: Mapping[str, Environment], sizes: Sizes) -> Snapshots:
-    """The plan that this rank holds: rank 0's where the environments are the same.
+    """The plan of this rank: rank 0's for device types whose environment is the same there.
 
-    A device type that rank 0 says nothing of counts as the same. Never raises.
+    A device type that rank 0 does not report counts as the same. Never raises.
 
     Args:
-        own: read by this rank.
-        here: the environments of this rank, by device type.
-        sizes: of the layers that the plan is for.
+        own: the plan that this rank has read.
+        here: environments of this rank, by device type.
+        sizes: of the layers of the model.
     """
     rank = distributed.get_rank()
     try:
@@ -70,7 +65,7 @@ def agree(own: Snapshot, here: Mapping[str, Environment], sizes: Sizes) -> Snaps
             _send(store, place, write_message(own, here))
             return Snapshots(replace(own, origin=RANK_0))
         agreed, there = read_message(_receive(store, place, number), RANK_0)
-    # A store is foreign code that fails in foreign ways, and a training must not end for that.
+    # Stores raise exceptions of many types, none of which may stop the training.
     except Exception as error:
         cause = str(error).split("\n", 1)[0][:200] or type(error).__name__
         _warn(rank, f"did not get rank 0's plan ({cause}) and keeps its own")
@@ -79,7 +74,7 @@ def agree(own: Snapshot, here: Mapping[str, Environment], sizes: Sizes) -> Snaps
 
 
 def fingerprint(sizes: Sizes) -> str:
-    """Twelve hexadecimal digits that tell models with layers of other sizes apart."""
+    """Twelve hexadecimal digits that depend on the sizes of a model's layers."""
     return hashlib.sha256(repr(sorted(sizes)).encode()).hexdigest()[:12]
 
 
@@ -90,7 +85,7 @@ def _snapshots(
     here: Mapping[str, Environment],
     there: Mapping[str, Environment],
 ) -> Snapshots:
-    """Rank 0's plan for the device types whose environments do not differ from rank 0's."""
+    """Rank 0's plan for the device types whose environments are equal, and a warning for others."""
     shared = [kind for kind in here if kind in there]
     if not shared:
         words = f"{', '.join(here)} here, {', '.join(there)} on rank 0"
@@ -121,51 +116,41 @@ def _store() -> Any:
 
 
 def _place(store: Any, sizes: Sizes, rank: int) -> tuple[str, int]:
-    """Where the plan of this call stands, and how many calls this rank has made, this included."""
-    kind = fingerprint(sizes)
-    nth = store.add(f"{kind}/calls/{rank}", 1)
-    return f"{kind}/{nth}", store.add(f"calls/{rank}", 1)
+    """The key of the plan of this call, and the number of calls that this rank has made."""
+    prefix = fingerprint(sizes)
+    nth = store.add(f"{prefix}/calls/{rank}", 1)
+    return f"{prefix}/{nth}", store.add(f"calls/{rank}", 1)
 
 
 def _send(store: Any, place: str, message: str) -> None:
     pieces = [message[start : start + _PIECE] for start in range(0, len(message), _PIECE)]
     for number, piece in enumerate(pieces):
         store.set(f"{place}/{number}", piece)
-    store.set(place, str(len(pieces)))  # last, so that whoever sees it finds all pieces
+    store.set(place, str(len(pieces)))  # last, so that all pieces are there when it is
     store.add("sent", 1)
 
 
 def _receive(store: Any, place: str, number: int) -> str:
-    """The message of a place.
-
-    Args:
-        store: of the group.
-        place: where it is, or will be.
-        number: how many messages this rank has waited for, with this one.
+    """Waits for the message with key ``place``, the ``number``-th that this rank waits for.
 
     Raises:
-        _NoPlan: it does not come.
+        TimeoutError: it does not arrive.
     """
-    _await(store, place, number)
-    pieces = int(store.get(place))
-    return "".join(store.get(f"{place}/{piece}").decode("ascii") for piece in range(pieces))
-
-
-def _await(store: Any, place: str, number: int) -> None:
-    # Not with the store's own wait, which Ctrl-C does not interrupt.
     limit = min(LIMIT_SECONDS, store.timeout.total_seconds())
     end, reason = time.monotonic() + limit, f"none came within {limit:g} s"
     pause, longest = _POLL_SECONDS
-    passed_by = False
-    while not store.check([place]):
-        if not passed_by and store.add("sent", 0) >= number:
-            passed_by = True
+    overtaken = False
+    while not store.check([place]):  # Ctrl-C would not interrupt store.wait()
+        if not overtaken and store.add("sent", 0) >= number:
+            overtaken = True
             if (soon := time.monotonic() + GRACE_SECONDS) < end:
                 end, reason = soon, "rank 0 froze other layers"
         if (left := end - time.monotonic()) <= 0:
-            raise _NoPlan(reason)
+            raise TimeoutError(reason)
         time.sleep(min(pause, left))
         pause = min(2 * pause, longest)
+    pieces = int(store.get(place))
+    return "".join(store.get(f"{place}/{piece}").decode("ascii") for piece in range(pieces))
 
 
 def _warn(rank: int, what: str) -> None:

@@ -1,9 +1,10 @@
-"""What layers are used for unless they are told: the objective that the environment names."""
+"""The default objective of layers, read from environment variables."""
 
 from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 
 from autolora.errors import AutoloraError
 from autolora.objective import Objective, bytes_from
@@ -13,34 +14,34 @@ LIMIT_VARIABLE = "AUTOLORA_MAX_SAVED_BYTES"
 
 logger = logging.getLogger("autolora")
 
-_told: set[tuple[str, str]] = set()
-
 
 def default_objective() -> Objective:
-    """That of ``AUTOLORA_OBJECTIVE`` and ``AUTOLORA_MAX_SAVED_BYTES``; time where they are not set.
+    """The objective of ``AUTOLORA_OBJECTIVE`` and ``AUTOLORA_MAX_SAVED_BYTES``; else time.
 
-    A value that is none is one logged warning, and then as if it were not set.
+    An invalid value is ignored and logged once as a warning.
     """
-    kind, limit = os.environ.get(VARIABLE, "").strip(), os.environ.get(LIMIT_VARIABLE, "").strip()
+    kind, limit = (os.environ.get(name, "").strip() for name in (VARIABLE, LIMIT_VARIABLE))
     objective = Objective()
     if kind:
         try:
             objective = Objective(kind)
         except AutoloraError as error:
-            _warn(VARIABLE, kind, f"{error}; taken as time")
+            _warn_once(f"{VARIABLE}: {error}; taken as time")
     if limit:
         try:
             objective = Objective(objective.kind, bytes_from(limit))
         except AutoloraError as error:
-            _warn(LIMIT_VARIABLE, limit, f"{LIMIT_VARIABLE} {error}; taken as no limit")
+            _warn_once(f"{LIMIT_VARIABLE} {error}; taken as no limit")
     return objective
 
 
 def objective_of(kind: str | None, max_saved_bytes: int | None) -> Objective | None:
-    """The objective of arguments; None where there are none, so that the environment decides.
+    """The objective of two optional arguments; None if both are None.
+
+    If only one is given, the other is that of :func:`default_objective`.
 
     Raises:
-        AutoloraError: a value that is not allowed.
+        AutoloraError: a value is not allowed.
     """
     if kind is None and max_saved_bytes is None:
         return None
@@ -51,13 +52,9 @@ def objective_of(kind: str | None, max_saved_bytes: int | None) -> Objective | N
     )
 
 
-def forget_warnings() -> None:
-    """Lets wrong values be reported again."""
-    _told.clear()
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    logger.warning("autolora: %s", message)
 
 
-def _warn(variable: str, value: str, message: str) -> None:
-    if (variable, value) not in _told:
-        _told.add((variable, value))
-        where = "" if variable in message else f"{variable}: "
-        logger.warning("autolora: %s%s", where, message)
+forget_warnings = _warn_once.cache_clear  # so that invalid values are reported again

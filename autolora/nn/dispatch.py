@@ -1,8 +1,8 @@
-"""Which graph a layer runs: looked up once per problem, remembered, counted.
+"""Choosing the graph that a layer runs.
 
-Each layer has a :class:`~autolora.nn.layer_state.LayerState`. On its first call with some token
-count, dtypes and gradient needs the layer asks the timing cache; from then on the answer is one
-dictionary look-up away. Nothing here ever times a graph.
+The first call of a layer with a given token count, dtypes and gradient needs looks up the timing
+cache and stores the choice in the :class:`~autolora.nn.layer_state.LayerState` of the layer; later
+calls find it there. Graphs are never timed here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from autolora.nn.layer_state import MOST_SHARED, Choice, Chooser, LayerState, la
 from autolora.nn.layer_tensors import PLAIN
 from autolora.nn.statement import problem_of
 from autolora.nn.strict import is_strict, miss_detail, miss_error
-from autolora.nn.unmeasured import notice_lack, notice_miss
+from autolora.nn.unmeasured import notice_unmeasured
 from autolora.objective import Objective
 from autolora.problem import BaseProblem, Problem
 
@@ -41,14 +41,14 @@ logger = logging.getLogger("autolora")
 def run_layer(
     state: LayerState, x: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
 ) -> Tensor | None:
-    """Runs the layer along its graph, or gives None where it must take its own plain path.
+    """Runs the layer along its graph; None if its own ``forward`` has to be used.
 
     Args:
-        state: the memory of the layer.
-        x: its input.
-        tensors: its tensors.
-        s: the scaling.
-        p: the probability of dropout; 0 where there is none now.
+        state: of the layer.
+        x: input ``(..., in_features)``.
+        tensors: of the layer.
+        s: scaling.
+        p: dropout probability; 0 if dropout is not active.
     """
     W, b, A, B, c, M = tensors
     kind = "cpu" if x.is_cpu else "cuda"
@@ -58,11 +58,11 @@ def run_layer(
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or forward_ad._current_level >= 0
-        or (p and not x.is_contiguous())  # the mask is drawn in the order of the memory
+        or (p and not x.is_contiguous())  # the mask is drawn in memory order
     ):
         return None
     given = x.dtype
-    if quantised := type(W) not in PLAIN:  # it computes in its own dtype, whatever autocast says
+    if quantised := type(W) not in PLAIN:  # it ignores autocast and computes in its own dtype
         own = getattr(W, "compute_dtype", None)
         x = x if own is None else x.to(own)
     autocast = torch.is_autocast_enabled(kind)
@@ -94,7 +94,7 @@ def run_layer(
     if not autocast:
         Y = run(choice.executable, x, tensors, s, p)
         return Y.to(given) if quantised else Y
-    # The graph has its dtypes already, and autocast would change some of them.
+    # The graph casts explicitly; autocast would change some of its dtypes.
     if not quantised:
         given = torch.get_autocast_dtype(kind)
         x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
@@ -106,7 +106,7 @@ def run_layer(
 
 
 def left(state: LayerState, reason: str) -> None:
-    """Notes that a call of the layer takes its own plain path, for :func:`~autolora.explain`."""
+    """Counts a call in which the layer uses its own ``forward``, for :func:`~autolora.explain`."""
     key = ("left", reason)
     choice = state.choices.get(key)
     if choice is None:
@@ -116,10 +116,10 @@ def left(state: LayerState, reason: str) -> None:
 
 
 def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
-    """Makes every layer of a model take its graph from ``chooser`` instead of the timing cache.
+    """Makes the layers of a model run the graphs that ``chooser`` returns for their problems.
 
-    For comparisons: ``pin(model, reference_graph)`` runs what PEFT runs, ``pin(model,
-    flops_graph)`` what FLOPs alone would choose. ``None`` goes back to the cache.
+    For comparisons: ``pin(model, reference_graph)`` runs PEFT's graphs and ``pin(model,
+    flops_graph)`` those with the fewest FLOPs. None restores the choice by the timing cache.
     """
     for _, state in layer_states(model):
         state.chooser = chooser
@@ -127,10 +127,9 @@ def pin(model: torch.nn.Module, chooser: Chooser | None) -> None:
 
 
 def refresh(model: torch.nn.Module | None = None) -> None:
-    """Reads the timing cache anew; the layers of ``model`` choose again at their next call.
+    """Reads the timing cache again; the layers of ``model`` choose again at their next call.
 
-    Those that are frozen do not: they stay with what they hold. One warning says so where the user
-    froze them.
+    Frozen layers keep their choices; if the user froze them, one warning says so.
     """
     _lookup.cache_clear()
     _decide.cache_clear()
@@ -148,14 +147,13 @@ def refresh(model: torch.nn.Module | None = None) -> None:
 def decide(problem: Problem, device: torch.device, state: LayerState) -> Choice:
     """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss.
 
-    A frozen layer has the records that it holds instead of the timing cache. Never raises, in
-    strict mode neither.
+    Frozen layers use their own copy of the records. Never raises, not even in strict mode.
     """
     if state.chooser is not None:
-        return _made(problem, state.chooser(problem), "pinned")
+        return _choice(problem, state.chooser(problem), "pinned")
     plan = None if state.snapshots is None else state.snapshots.of(device.type)
-    made = _decide(problem, device, state.wanted, plan, is_strict())
-    return replace(made)  # a copy: each layer counts its calls
+    choice = _decide(problem, device, state.wanted, plan, is_strict())
+    return replace(choice)  # a copy, since each layer counts its own calls
 
 
 def ask(
@@ -166,9 +164,14 @@ def ask(
     *,
     other_environments: bool = True,
 ) -> tuple[BaseGraph | None, Answer]:
-    """The valid graph that the timing cache names for a problem, None on a miss, and its answer.
+    """The valid graph that the timing cache has for a problem, None on a miss, and the answer.
 
-    With ``other_environments`` records of other environments may answer.
+    Args:
+        lookup: of the timing cache.
+        problem: of the layer.
+        environment: of its device.
+        objective: what the graph is chosen for.
+        other_environments: whether records of other environments may be used.
     """
 
     def valid(name: str) -> bool:
@@ -196,7 +199,7 @@ def _left(reason: str) -> Choice:
     return Choice(None, Graph(REFERENCE), "left", reason)
 
 
-def _made(problem: Problem, graph: BaseGraph, reason: str, *details: str) -> Choice:
+def _choice(problem: Problem, graph: BaseGraph, reason: str, *details: str) -> Choice:
     made = None
     if isinstance(graph, Graph) and not graph.is_reference:
         made = executable(graph, problem)
@@ -223,9 +226,9 @@ def _decide(
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
         lack = not_tuned_for(answer.record, objective) if answer.record is not None else ""
         if lack and problem.gradients:
-            notice_lack(problem, objective, lack)
-        return _made(problem, graph, answer.reason, answer.detail, origin)
+            notice_unmeasured(problem, objective, lack)
+        return _choice(problem, graph, answer.reason, answer.detail, origin)
     chosen, how = unmeasured_graph(problem, objective)
     if problem.gradients and not strict:
-        notice_miss(problem, objective)
-    return _made(problem, chosen, "miss", "not tuned", miss_detail(problem, how, strict), origin)
+        notice_unmeasured(problem, objective)
+    return _choice(problem, chosen, "miss", "not tuned", miss_detail(problem, how, strict), origin)

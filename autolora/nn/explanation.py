@@ -1,9 +1,8 @@
-"""What each layer of a model runs, and why."""
+"""``autolora.explain``: the graph that each layer of a model runs, and why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,16 @@ from autolora.problem import DEVICES, BaseProblem
 
 @dataclass(frozen=True, slots=True)
 class LayerExplanation:
-    """One layer at one token count.
+    """The graph of one layer at one token count.
 
     Args:
-        name: its path in the model.
-        problem: what it computes.
-        graph: the name of the graph that it runs.
+        name: path in the model.
+        problem: what the layer computes.
+        graph: name of the graph that it runs.
         reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment``, ``miss`` or
             ``pinned``.
-        detail: the same in words; also that the layer is frozen, and on whose plan.
-        calls: how often it ran so far; 0 where it was asked about ahead.
+        detail: more about the reason; also whether the layer is frozen, and on which plan.
+        calls: number of calls so far; 0 if ``tokens`` was given.
         objective: what the graph was chosen for.
     """
 
@@ -42,18 +41,18 @@ class LayerExplanation:
 
     @property
     def why(self) -> str:
-        """Reason and detail, and the objective where it is not time."""
+        """Reason and detail, and the objective if it is not time."""
         objective = "" if self.objective == TIME else f"for {self.objective}"
         return ", ".join(filter(None, (objective, self.reason, self.detail)))
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the layers of a model run.
+    """The graphs that the layers of a model run.
 
     Args:
-        layers: those that can run along measured graphs.
-        left: paths of those that take their own plain path, each with the reason.
+        layers: layers that can run measured graphs.
+        left: paths of the layers that run their own ``forward``, each with the reason.
     """
 
     layers: list[LayerExplanation]
@@ -61,15 +60,11 @@ class Explanation:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many of ``layers`` there are for each reason, those that are most first.
-
-        Answers from another environment are one reason, ``other-environment``; which kind of other
-        environment it is stands in the detail of each.
-        """
+        """The number of ``layers`` for each reason, most frequent first."""
         return dict(Counter(layer.reason for layer in self.layers).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The explanation as plain data."""
         return {
             "layers": [
                 {
@@ -104,14 +99,15 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
     """Which graph each LoRA layer of a model runs, and why.
 
     Args:
-        model: with LoRA layers, PEFT's or ours.
-        tokens: for an input of so many rows, under the autocast that is active now; None for the
-            calls that the layers have seen so far.
+        model: with LoRA layers, PEFT's or autolora's.
+        tokens: rows of an input, under the autocast that is active now; None explains the calls
+            made so far.
     """
     layers: list[LayerExplanation] = []
     left = left_layers(model)
     for layer in adapted_layers(model):
-        for choice in _seen(layer) if tokens is None else _ahead(layer, tokens):
+        seen = list(layer.state.choices.values())
+        for choice in seen if tokens is None else [_ahead(layer, tokens)]:
             if choice.problem is None:
                 left.append((layer.name, choice.detail))
             else:
@@ -129,14 +125,9 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
     return Explanation(layers, left)
 
 
-def _seen(layer: AdaptedLayer) -> Iterator[Choice]:
-    yield from layer.state.choices.values()
-
-
-def _ahead(layer: AdaptedLayer, tokens: int) -> Iterator[Choice]:
-    there = layer.device
-    device = there if there.type in DEVICES else torch.device("cpu")
+def _ahead(layer: AdaptedLayer, tokens: int) -> Choice:
+    device = layer.device if layer.device.type in DEVICES else torch.device("cpu")
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
-    yield decide(problem, device, layer.state)
+    return decide(problem, device, layer.state)

@@ -1,4 +1,4 @@
-"""Freezing: the layers of a model choose from records held in memory, whatever becomes of files."""
+"""``autolora.freeze``: layers choose their graphs from records in memory, not from the files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolora.cache.files.store import search_path
+from autolora.cache.files.paths import search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.nn.agreement import agree, in_group, trains_on_cuda
@@ -22,15 +22,15 @@ from autolora.problem import DEVICES
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """What :func:`freeze` did.
+    """The report of :func:`freeze`.
 
     Args:
-        layers: how many layers choose from the plan.
-        environments: of the devices that they are to run on.
-        records: how many the plan holds.
+        layers: number of frozen layers.
+        environments: of the devices that the layers will run on.
+        records: number of records in the plan.
         fitting: how many of those were measured in these environments.
-        objectives: what the layers choose their graphs for.
-        files: what the records are from.
+        objectives: of the layers.
+        files: that the records were read from.
         origin: ``"frozen"``, or ``"rank 0's plan"`` in a process group.
     """
 
@@ -60,31 +60,30 @@ class Frozen:
 
 
 def freeze(model: nn.Module) -> Frozen:
-    """Makes a model's layers choose their graphs from what the cache files hold now.
+    """Makes a model's layers choose their graphs from a copy of the current cache records.
 
-    From then on they choose from memory: neither changes of the files nor ``autolora.tune`` nor
-    other values of ``AUTOLORA_CACHE`` and ``AUTOLORA_OBJECTIVE`` change what the model runs. What
-    is not in the plan is a miss as ever, and so is the same in every run. Freezing again reads the
-    files again; :func:`unfreeze` undoes it, and so does accelerating anew outside a process group.
-    Copies of the model are not frozen.
+    Afterwards neither changes of the files nor ``autolora.tune`` nor other values of
+    ``AUTOLORA_CACHE`` and ``AUTOLORA_OBJECTIVE`` change what the model runs. Problems without
+    records are misses as usual. Freezing again reads the files again. :func:`unfreeze` undoes it,
+    as does accelerating again outside a process group. Copies of the model are not frozen.
 
-    In a process group (torch.distributed) it is rank 0's plan that the other ranks freeze on, if
-    their environment is rank 0's, so that all run the same graphs for the same problems. A rank in
-    another environment freezes on its own plan and warns which fields differ. Every rank should
-    freeze the model; one that waits in vain for rank 0, for five minutes at most, goes on with its
-    own plan and a warning. :func:`~autolora.accelerate` in a process group freezes by itself, and
-    ``autolora.tune(model)``, on every rank, freezes such a model anew.
+    In a process group (torch.distributed) all ranks whose environment equals rank 0's use rank 0's
+    plan, so that they run the same graphs. A rank in another environment uses its own plan and
+    warns which fields differ. Every rank should freeze the model; a rank that has waited five
+    minutes for rank 0 warns and uses its own plan. :func:`~autolora.accelerate` freezes the model
+    if a process group is initialised, and ``autolora.tune(model)``, on every rank, freezes such a
+    model again.
 
-    The plan holds the records of every environment for the sizes of the layers, so it may be made
-    before the model is moved or cast. Environments are compared for the device types that the
-    layers are on; where they are on the CPU, for CUDA too if CUDA is in use already, and for CUDA
-    alone if the group's backend is nccl. A type that rank 0 did not compare counts as the same.
+    The plan contains the records of every environment for the sizes of the layers, so the model may
+    be moved or cast later. Environments are compared for the device types of the layers; for layers
+    on the CPU also for CUDA if it is initialised, and only for CUDA if the backend is nccl. A type
+    that rank 0 does not report counts as the same.
 
     Args:
-        model: with layers that autolora runs: accelerated ones of PEFT, or ours.
+        model: with accelerated PEFT layers or :class:`~autolora.LoRALinear`.
 
     Returns:
-        A short report; ``print`` it.
+        A short report to print.
 
     Raises:
         AutoloraError: the model has no such layer.
@@ -93,12 +92,12 @@ def freeze(model: nn.Module) -> Frozen:
 
 
 def freeze_in_group(model: nn.Module) -> Frozen:
-    """Freezes a model until it is tuned, so that the ranks of its process group agree."""
+    """Freezes a model on the plan of its process group until it is tuned."""
     return _freeze(model, lasting=False)
 
 
 def freeze_anew(model: nn.Module) -> None:
-    """Freezes a model again that its process group alone had frozen: it has been tuned."""
+    """Freezes a model again after tuning if :func:`freeze_in_group` froze it."""
     if any(
         state.snapshots is not None and not state.snapshots.lasting
         for _, state in layer_states(model)
@@ -107,7 +106,7 @@ def freeze_anew(model: nn.Module) -> None:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Makes a model's layers choose from the files of the search path again."""
+    """Undoes :func:`freeze`: the layers choose from the files of the search path again."""
     _hold((state for _, state in layer_states(model)), None)
 
 
@@ -118,8 +117,9 @@ def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
             f"this {type(model).__name__} has no layer to freeze; call autolora.accelerate(model) "
             "first for a PEFT model, or autolora.add_lora(model, rank=...) without PEFT"
         )
-    modules, states = zip(*found, strict=True)
-    sizes = _sizes(modules)
+    modules: list[Any] = [module for module, _ in found]
+    states = [state for _, state in found]
+    sizes: Sizes = frozenset((each.in_features, each.out_features) for each in modules)
     own = read_snapshot(sizes, default_objective(), search_path())
     grouped = in_group()
     environments = {
@@ -128,7 +128,17 @@ def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
     }
     snapshots = agree(own, environments, sizes) if grouped else Snapshots(own)
     _hold(states, replace(snapshots, lasting=lasting))
-    return _report(states, snapshots, tuple(environments.values()))
+    here = tuple(environments.values())
+    plan = snapshots.of(here[0].device)
+    return Frozen(
+        layers=len(states),
+        environments=here,
+        records=len(plan.records),
+        fitting=sum(record.environment in here for record in plan.records),
+        objectives=tuple(dict.fromkeys(state.wanted for state in states)),
+        files=plan.files,
+        origin=plan.origin,
+    )
 
 
 def _hold(states: Iterable[LayerState], snapshots: Snapshots | None) -> None:
@@ -137,30 +147,10 @@ def _hold(states: Iterable[LayerState], snapshots: Snapshots | None) -> None:
         state.choices.clear()
 
 
-def _report(
-    states: Iterable[LayerState], snapshots: Snapshots, environments: tuple[Environment, ...]
-) -> Frozen:
-    wanted = [state.wanted for state in states]
-    plan = snapshots.of(environments[0].device)
-    return Frozen(
-        layers=len(wanted),
-        environments=environments,
-        records=len(plan.records),
-        fitting=sum(record.environment in environments for record in plan.records),
-        objectives=tuple(dict.fromkeys(wanted)),
-        files=plan.files,
-        origin=plan.origin,
-    )
-
-
-def _sizes(modules: Iterable[Any]) -> Sizes:
-    return frozenset((module.in_features, module.out_features) for module in modules)
-
-
 def _devices(modules: Iterable[nn.Module], *, nccl: bool) -> list[torch.device]:
     """A device of each type that the layers are on, or are likely to be moved to.
 
-    No CUDA context is started for a model that may stay on the CPU.
+    Does not initialise CUDA for a model that may stay on the CPU.
     """
     parameters = (next(module.parameters(), None) for module in modules)
     on = {p.device.type: p.device for p in parameters if p is not None}

@@ -1,7 +1,7 @@
-"""The memory of a layer: what it runs for each problem that it was called with, and how often.
+"""The state of a layer: the graph that it runs for each problem, and the number of calls.
 
-Sequences of endless lengths must not fill the memory of a training, be it of hundreds of layers: a
-layer keeps only so many choices, and layers that are called alike share what is equal in theirs.
+The memory is bounded even if sequences have ever new lengths: the number of choices of a layer is
+limited, and layers share equal keys.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ if TYPE_CHECKING:
 Chooser = Callable[[Problem], BaseGraph]
 Key = tuple[Any, ...]
 
-MOST_CHOICES = 2048  # that one layer remembers
-MOST_SHARED = 16384  # that all layers together have in common
+MOST_CHOICES = 2048  # of one layer
+MOST_SHARED = 16384  # keys, of all layers together
 
 
 @dataclass(slots=True)
 class Choice:
-    """What a layer runs for one problem, and why.
+    """The graph that a layer runs for one problem, and why.
 
     Args:
-        problem: the problem, None where the layer's call cannot be stated as one.
-        graph: the graph; the reference graph is the layer's own plain path.
-        reason: how it was chosen: a grade of :mod:`autolora.cache.lookup.lookup`, ``"pinned"`` or
-            ``"left"``.
-        detail: the same in words.
-        executable: the graph made to run, None for the reference graph.
-        calls: how often it was used.
+        problem: None if no graph applies to the call.
+        graph: for the reference graph the layer's own ``forward`` is used.
+        reason: a grade of :mod:`autolora.cache.lookup.lookup`, ``"pinned"`` or ``"left"``.
+        detail: more about the reason.
+        executable: of the graph, None for the reference graph.
+        calls: number of calls.
     """
 
     problem: BaseProblem | None
@@ -55,15 +54,15 @@ class Choice:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class LayerState:
-    """The memory of one layer.
+    """The state of one layer.
 
     Args:
-        compute_dtype: in which the adapter branch runs, None for what PEFT would do.
-        objective: what its graphs are chosen for, None for what the environment variables say.
+        compute_dtype: of the adapter branch, None for PEFT's.
+        objective: of the layer, None to use the environment variables.
         chooser: overrides the timing cache, see :func:`~autolora.nn.dispatch.pin`.
-        choices: what it runs, by all that decides which problem a call poses.
-        snapshots: the records that it was frozen on, None for the files of the search path. A
-            copy of the layer is not frozen.
+        choices: by everything that determines the problem of a call.
+        snapshots: the plan that the layer is frozen on, None if it is not frozen. Copies of the
+            layer are not frozen.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -78,28 +77,28 @@ class LayerState:
 
     @property
     def wanted(self) -> Objective:
-        """The objective that holds now."""
+        """The objective in effect: the layer's, the plan's, or the environment variables'."""
         if self.objective is not None:
             return self.objective
         return default_objective() if self.snapshots is None else self.snapshots.objective
 
     def remember(self, key: Key, choice: Choice) -> None:
-        """Keeps a choice; where there are too many, the half that was made first goes."""
+        """Stores a choice; if there are too many, drops the older half."""
         if len(self.choices) >= MOST_CHOICES:
             for old in list(self.choices)[: len(self.choices) // 2]:
-                self.choices.pop(old, None)  # another thread may have been faster
+                self.choices.pop(old, None)  # another thread may have dropped it
         self.choices[_shared(key)] = choice
 
     def __reduce__(self) -> tuple[type[LayerState], tuple[torch.dtype | None, Objective | None]]:
-        return LayerState, (self.compute_dtype, self.objective)  # the rest belongs to this process
+        return LayerState, (self.compute_dtype, self.objective)  # the rest is not copied
 
 
 _all: WeakSet[LayerState] = WeakSet()
-_lock = threading.Lock()  # a set that grows while it is read fails
+_lock = threading.Lock()  # a set must not grow during iteration
 
 
 def layer_states(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerState]]:
-    """The layers of a model that have a memory, with that."""
+    """The layers of a model that have a state, each with it."""
     for module in model.modules():
         state = getattr(module, "_autolora", None)
         if isinstance(state, LayerState):
@@ -107,7 +106,7 @@ def layer_states(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Laye
 
 
 def forget(reasons: Collection[str]) -> None:
-    """Makes every layer choose anew what it chose for one of these reasons."""
+    """Drops the choices of all layers that have one of these reasons."""
     with _lock:
         states = list(_all)
     for state in states:
@@ -118,5 +117,5 @@ def forget(reasons: Collection[str]) -> None:
 
 @lru_cache(maxsize=MOST_SHARED)
 def _shared(key: Key) -> Key:
-    """The key itself, the same object for all that are equal: a key is larger than a choice."""
+    """Returns the same object for equal keys, which take more memory than a choice."""
     return key

@@ -1,4 +1,4 @@
-"""What a LoRA layer is made of, and whether anything about it keeps it from running as a graph."""
+"""The tensors of a LoRA layer, or the reason why it cannot run as a graph."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from torch.nn.modules.module import (
 
 from autolora.graphs.function import LayerTensors
 
-PLAIN = (Parameter, Tensor)  # a subclass of these may mean anything by a product
+_NOT_PLAIN = "tensor subclasses or missing weights"
+PLAIN = (Parameter, Tensor)  # subclasses may redefine products
 
 
 def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> LayerTensors | str:
-    """The tensors of the modules of a layer, or why they do not compute what a graph does.
+    """The tensors of a layer, or the reason why its modules may not compute what a graph does.
 
-    Runs at every call of a layer, so it looks straight into the modules' dictionaries.
+    Called in every forward pass; for speed it reads the modules' dictionaries.
 
     Args:
         base: a linear layer, a ``Conv1D`` of transformers or a quantised layer of bitsandbytes.
-        lora_A: a linear layer, likewise lora_B.
-        lora_B: may have a bias.
-        magnitude: DoRA's, a module with a weight.
+        lora_A: a linear layer without bias.
+        lora_B: a linear layer.
+        magnitude: DoRA's module with the magnitude vector.
     """
     if type(base) is not Linear or magnitude is not None:
         return _special_tensors(base, lora_A, lora_B, magnitude)
@@ -55,44 +56,40 @@ def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) ->
     W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
     c = wide.get("bias")
     if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
-        return "tensor subclasses or missing weights"
+        return _NOT_PLAIN
     if (b is not None and type(b) not in PLAIN) or (c is not None and type(c) not in PLAIN):
-        return "tensor subclasses or missing weights"
+        return _NOT_PLAIN
     if narrow.get("bias") is not None:
         return "a bias in lora_A"
     return W, b, A, B, c, None
 
 
 def _special_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any) -> LayerTensors | str:
-    """The same for a base that is no ``torch.nn.Linear``, or with DoRA's magnitude."""
-    found = plain_tensors(lora_A, lora_A, lora_B)  # the adapter's half of it
+    """As :func:`plain_tensors`, for other bases than ``torch.nn.Linear`` and for DoRA."""
+    found = plain_tensors(lora_A, lora_A, lora_B)  # checks the adapter
     if isinstance(found, str):
         return found
-    reason = _changed(base) or ("" if magnitude is None else _changed(magnitude))
-    if reason:
+    if reason := _changed(base) or ("" if magnitude is None else _changed(magnitude)):
         return reason
-    W, b, M = base._parameters.get("weight"), base._parameters.get("bias"), None
-    if type(base) is not Linear:
-        weight = _base_weight(base, W)
-        if isinstance(weight, str):
-            return weight
-        W = weight[0]
+    W, b, M = _base_weight(base), base._parameters.get("bias"), None
+    if isinstance(W, str):
+        return W
     _, _, A, B, c, _ = found
     if magnitude is not None:
         M = magnitude._parameters.get("weight")
         if type(M) not in PLAIN:
-            return "tensor subclasses or missing weights"
+            return _NOT_PLAIN
         if c is not None:
             return "DoRA with a bias in lora_B"
         if base_layout(base) == "int8":
             return "DoRA on 8-bit weights"
     if (type(W) not in PLAIN and W is not base) or (b is not None and type(b) not in PLAIN):
-        return "tensor subclasses or missing weights"
+        return _NOT_PLAIN
     return W, b, A, B, c, M
 
 
 def base_layout(base: Any) -> str:
-    """How a base layer keeps its weight, ``""`` where it is none that graphs exist for."""
+    """The layout of a base layer's weight, ``""`` if there are no graphs for it."""
     if type(base) is Linear:
         return "linear"
     module, name = type(base).__module__, type(base).__name__
@@ -104,7 +101,7 @@ def base_layout(base: Any) -> str:
 
 
 def dropout_of(layer: Any) -> float | str:
-    """The probability that a dropout layer has now, or why it is none that graphs exist for."""
+    """The current probability of a dropout layer, or the reason why there are no graphs for it."""
     kind = type(layer)
     if kind is torch.nn.Identity:
         return "hooks on its parts" if layer._forward_hooks or layer._forward_pre_hooks else 0.0
@@ -119,7 +116,7 @@ def dropout_of(layer: Any) -> float | str:
 
 
 def _changed(module: Any) -> str:
-    """Why a module need not compute what its class does, ``""`` where it does."""
+    """Why a module may not compute what its class does, ``""`` if nothing about it was changed."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "hooks on its parts"
     if module._backward_hooks or module._backward_pre_hooks:
@@ -127,11 +124,13 @@ def _changed(module: Any) -> str:
     return "a replaced forward on its parts" if "forward" in module.__dict__ else ""
 
 
-def _base_weight(base: Any, weight: Any) -> tuple[Any] | str:
-    """W for a base that is no ``torch.nn.Linear``: a view, or the layer where it is quantised."""
-    layout = base_layout(base)
+def _base_weight(base: Any) -> Any:
+    """W ``(out_features, in_features)``, the layer if it is quantised, or why there is none."""
+    layout, weight = base_layout(base), base._parameters.get("weight")
+    if layout == "linear":
+        return weight
     if layout == "conv1d":
-        return (weight.t(),) if type(weight) in PLAIN else "tensor subclasses or missing weights"
+        return weight.t() if type(weight) in PLAIN else _NOT_PLAIN
     if layout == "nf4":
         state = getattr(weight, "quant_state", None)
         if state is None or base.compute_dtype is None:
@@ -142,11 +141,11 @@ def _base_weight(base: Any, weight: Any) -> tuple[Any] | str:
             return "a weight packed for inference"
         if tuple(state.shape) != (base.out_features, base.in_features):
             return "a quantised weight of another shape than the layer's"
-        return (base,)
+        return base
     if layout == "int8":
         if base.state.has_fp16_weights or weight.device.type != "cpu" or not base.training:
             return "8-bit products that round the input too"
         if weight.CB is None and base.state.CB is None:
             return "a weight that is not quantised yet"
-        return (base,)
+        return base
     return f"a base of type {type(base).__name__}"

@@ -19,37 +19,36 @@ from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout, plain_tensors
 from autolora.problem import DEVICES
 
-_HEADS = ("score", "classifier")  # where a classification model of transformers keeps its own
+_HEADS = ("score", "classifier")  # of classification models of transformers
 
 
 class LoRALinear(nn.Module):
     """``Y = X Wᵀ + b + s·(dropout(X) Aᵀ) Bᵀ`` with frozen W and b, along the fastest graph.
 
-    Parameters carry PEFT's names and layouts: ``base_layer.weight`` (out_features, in_features),
+    Parameters have PEFT's names and layouts: ``base_layer.weight`` (out_features, in_features),
     ``base_layer.bias`` (out_features,), ``lora_A.weight`` (rank, in_features) and ``lora_B.weight``
     (out_features, rank). X is ``(..., in_features)`` and Y ``(..., out_features)``. As in PEFT, A
-    is drawn as by :class:`torch.nn.Linear` and B is zero: a new layer computes ``X Wᵀ + b``.
+    is initialised as in :class:`torch.nn.Linear` and B to zero.
 
     Args:
         in_features: columns of X.
         out_features: columns of Y.
         rank: of the update ``s·B A``.
         alpha: s = alpha / rank, or alpha / √rank with ``use_rslora``.
-        dropout: probability that the adapter branch loses an element of X while training.
+        dropout: probability of dropping an element of X in the adapter branch during training.
         bias: whether the base layer has a bias.
-        use_rslora: the scaling of rank-stabilised LoRA (arXiv 2312.03732).
+        use_rslora: use the scaling of rank-stabilised LoRA (arXiv 2312.03732).
         device: of all parameters.
         dtype: of the base layer.
-        adapter_dtype: of A and B; ``dtype`` unless given.
-        compute_dtype: in which the adapter branch runs; ``adapter_dtype`` (under autocast, its
-            dtype) unless given.
-        objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``; that of
-            the environment variable ``AUTOLORA_OBJECTIVE``, or time, unless given.
-        max_saved_bytes: that a call may keep for its backward pass; that of
-            ``AUTOLORA_MAX_SAVED_BYTES``, or no limit, unless given.
+        adapter_dtype: of A and B; defaults to ``dtype``.
+        compute_dtype: of the adapter branch; defaults to ``adapter_dtype``, or autocast's dtype.
+        objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``. Defaults
+            to the environment variable ``AUTOLORA_OBJECTIVE``, then to time.
+        max_saved_bytes: limit on the bytes that one call keeps for its backward pass. Defaults to
+            ``AUTOLORA_MAX_SAVED_BYTES``, then to no limit.
 
     Raises:
-        AutoloraError: rank, alpha, dropout or the objective is out of range.
+        AutoloraError: rank, alpha, dropout, the objective or its limit is out of range.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class LoRALinear(nn.Module):
         objective: str | None = None,
         max_saved_bytes: int | None = None,
     ) -> LoRALinear:
-        """Wraps an existing layer, whose parameters are shared and frozen, not copied."""
+        """Wraps an existing layer; its parameters are frozen and shared, not copied."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes))
@@ -106,8 +105,13 @@ class LoRALinear(nn.Module):
         state: LayerState,
     ) -> None:
         _check(rank, alpha, dropout)
-        _warn_of_rank(rank, *_sizes(base))
-        self.in_features, self.out_features = _sizes(base)
+        self.in_features, self.out_features = sizes = _sizes(base)
+        if rank > min(sizes):
+            warnings.warn(
+                f"rank {rank} is larger than a layer of {sizes[0]}→{sizes[1]}; "
+                f"a rank above {min(sizes)} adds no expressive power",
+                stacklevel=3,
+            )
         self.rank = rank
         self.alpha = alpha
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
@@ -136,7 +140,7 @@ class LoRALinear(nn.Module):
         return self._plain_forward(x) if Y is None else Y
 
     def _plain_forward(self, x: Tensor) -> Tensor:
-        """The defining equation in plain autograd, through the parts and their hooks."""
+        """The defining equation in plain autograd, calling the submodules and their hooks."""
         Y = self.base_layer(x)
         A, B = self.lora_A, self.lora_B
         compute = self._autolora.compute_dtype
@@ -149,18 +153,18 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's; some models ask their layers for its dtype or device."""
+        """The base layer's weight; some models read its dtype or device."""
         weight: Tensor = self.base_layer.weight
         return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's."""
+        """The base layer's bias."""
         bias: Tensor | None = self.base_layer.bias
         return bias
 
     def extra_repr(self) -> str:
-        """Rank and scaling, for ``print(model)``."""
+        """Rank, alpha and dropout, for ``print(model)``."""
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
 
 
@@ -182,18 +186,18 @@ def add_lora(
     Args:
         model: any module.
         rank: of every adapter.
-        alpha: s = alpha / rank; ``rank`` unless given, so that s = 1.
-        target_modules: ``"all-linear"``, every linear layer (those of torch, ``Conv1D`` of
-            transformers, NF4 and int8 layers of bitsandbytes) but the model's head (its
-            output embedding, or a ``score`` or ``classifier`` of its own); a collection of names,
-            each the last part or the end of a layer's path as in PEFT; or a regular expression that
-            matches the whole path.
-        dropout: see :class:`LoRALinear`, likewise the rest.
-        use_rslora: as there.
-        adapter_dtype: as there.
-        compute_dtype: as there.
-        objective: as there.
-        max_saved_bytes: as there.
+        alpha: s = alpha / rank; defaults to ``rank``, so that s = 1.
+        target_modules: ``"all-linear"`` for every linear layer (of torch, ``Conv1D`` of
+            transformers, NF4 and int8 layers of bitsandbytes) except the head (the output
+            embedding, or a ``score`` or ``classifier`` of the model itself); a collection of names,
+            which match the end of a layer's path as in PEFT; or a regular expression for the whole
+            path.
+        dropout: see :class:`LoRALinear`.
+        use_rslora: see :class:`LoRALinear`.
+        adapter_dtype: see :class:`LoRALinear`.
+        compute_dtype: see :class:`LoRALinear`.
+        objective: see :class:`LoRALinear`.
+        max_saved_bytes: see :class:`LoRALinear`.
 
     Returns:
         The same model.
@@ -203,7 +207,7 @@ def add_lora(
     """
     alpha = rank if alpha is None else alpha
     _check(rank, alpha, dropout)
-    objective_of(objective, max_saved_bytes)  # refused before anything is changed
+    objective_of(objective, max_saved_bytes)  # raises before the model is changed
     targets = [
         (name, layer)
         for name, layer in model.named_modules(remove_duplicate=False)
@@ -220,7 +224,7 @@ def add_lora(
             "the model is itself a torch.nn.Linear; use autolora.LoRALinear.from_linear(model, ...)"
         )
     model.requires_grad_(False)
-    replaced: dict[nn.Module, LoRALinear] = {}  # a layer that stands in two places stays one layer
+    replaced: dict[nn.Module, LoRALinear] = {}  # shared layers stay shared
     for name, layer in targets:
         if layer not in replaced:
             replaced[layer] = LoRALinear.from_linear(
@@ -240,7 +244,7 @@ def add_lora(
 
 
 def _sizes(base: Any) -> tuple[int, int]:
-    """in_features and out_features; a ``Conv1D`` of transformers says them by its weight alone."""
+    """in_features and out_features; a ``Conv1D`` of transformers has no such attributes."""
     if base_layout(base) == "conv1d":
         return base.weight.shape[0], base.weight.shape[1]
     return base.in_features, base.out_features
@@ -255,15 +259,6 @@ def _check(rank: int, alpha: float, dropout: float) -> None:
         raise AutoloraError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
-def _warn_of_rank(rank: int, in_features: int, out_features: int) -> None:
-    if rank > min(in_features, out_features):
-        warnings.warn(
-            f"rank {rank} is larger than a layer of {in_features}→{out_features}; "
-            f"a rank above {min(in_features, out_features)} adds no expressive power",
-            stacklevel=4,
-        )
-
-
 def _matches(
     name: str, layer: nn.Module, target_modules: str | Collection[str], model: nn.Module
 ) -> bool:
@@ -275,7 +270,11 @@ def _matches(
 
 
 def matches_path(path: str, target_modules: str | Collection[str]) -> bool:
-    """Whether a regular expression, or one of several names, matches a path as in PEFT."""
+    """Whether a regular expression or one of several names matches a path, as in PEFT.
+
+    Raises:
+        AutoloraError: the regular expression is invalid.
+    """
     if isinstance(target_modules, str):
         try:
             return re.fullmatch(target_modules, path) is not None

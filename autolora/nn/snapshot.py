@@ -1,9 +1,9 @@
-"""A plan held in memory: all records that may answer for the layers of a model, as they were read.
+"""Plans: the cache records for the layers of a model, held in memory.
 
-It holds the records of every environment, token count, dtype, rank and gradient need that fit the
-layers' sizes, file by file: the model may still be moved, cast, or given another adapter, and the
-plan answers whatever the files would have answered then. It is copied between processes as text
-that is checked on arrival like any cache file.
+A plan contains the records of every environment, token count, dtype, rank and gradient need that
+fit the sizes of the layers, file by file. It therefore gives the same answers as the files even if
+the model is moved, cast, or given another adapter. It is sent between processes as text, which is
+validated like a cache file.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LONGEST_PATH = 4096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """What layers choose their graphs from.
+    """A plan: the records that layers choose their graphs from.
 
     Args:
-        lookup: the records, in memory.
-        objective: what graphs are chosen for where a layer was not told.
-        origin: where it comes from, in words.
+        lookup: of the records.
+        objective: of layers without their own.
+        origin: ``"frozen"`` or ``"rank 0's plan"``.
     """
 
     lookup: Lookup
@@ -60,10 +60,10 @@ class Snapshots:
     """The plan of each device type.
 
     Args:
-        own: read by this process.
-        agreed: of rank 0, None where there is none.
-        kept: the device types whose environment is another than rank 0's, so that ``own`` holds.
-        lasting: whether tuning leaves it as it is: the user froze the model, not the group.
+        own: the plan read by this process.
+        agreed: rank 0's plan, None if there is none.
+        kept: device types that use ``own``, since their environment differs from rank 0's.
+        lasting: whether it stays after tuning, since the user froze the model.
     """
 
     own: Snapshot
@@ -73,25 +73,22 @@ class Snapshots:
 
     @property
     def objective(self) -> Objective:
-        """What graphs are chosen for where a layer was not told."""
+        """The objective of layers without their own."""
         return (self.agreed or self.own).objective
 
     def of(self, device: str) -> Snapshot:
-        """The plan for a type of devices."""
+        """The plan for a device type."""
         return self.own if self.agreed is None or device in self.kept else self.agreed
 
 
 def read_snapshot(sizes: Sizes, objective: Objective, files: Sequence[Path]) -> Snapshot:
-    """The plan for layers of some sizes, read from cache files now."""
-    layers = []
-    for path in files:
-        layer = TimingCache.load(path)
-        layers.append(TimingCache(_fitting(layer, sizes), path))
+    """Reads the plan for layers of some sizes from cache files."""
+    layers = (TimingCache(_fitting(TimingCache.load(path), sizes), path) for path in files)
     return Snapshot(Lookup.of(*layers), objective)
 
 
 def write_message(plan: Snapshot, environments: Mapping[str, Environment]) -> str:
-    """A plan, and the environments of its process by device type, as ASCII text."""
+    """Writes a plan and the environments of its process, by device type, as ASCII text."""
     return dumps(
         {
             "objective": plan.objective.kind,
@@ -103,14 +100,14 @@ def write_message(plan: Snapshot, environments: Mapping[str, Environment]) -> st
 
 
 def read_message(message: str, origin: str) -> tuple[Snapshot, dict[str, Environment]]:
-    """What :func:`write_message` wrote.
+    """Reads the text of :func:`write_message`, which is not trusted.
 
     Args:
-        message: the text, whatever it be.
-        origin: of the plan, in words.
+        message: the text.
+        origin: of the plan.
 
     Raises:
-        ValueError: it is none, or a record in it is none; the message says what.
+        ValueError: the text or a record in it is invalid.
     """
     fields = members("a plan", loads(message), _MEMBERS)
     environments, files = fields["environments"], fields["files"]
@@ -134,7 +131,7 @@ def _fitting(layer: TimingCache, sizes: Sizes) -> Iterator[Record]:
 
 
 def _shown(layer: TimingCache) -> str:
-    """The path of a file, fit to be printed elsewhere."""
+    """The path of a file, with characters replaced that cannot be printed."""
     path = str(layer.path)
     return "".join(c if c.isprintable() else "?" for c in path)[:_LONGEST_PATH] or "?"
 

@@ -1,4 +1,4 @@
-"""Stating the problem that a LoRA layer poses, from its tensors and from how it is called."""
+"""The problem that a LoRA layer poses, from its tensors and its call."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def state_problem(
     Args:
         tensors: of the layer.
         tokens: rows of X.
-        dtype: that the base product runs in.
-        device: its type.
-        compute_dtype: that the adapter branch runs in.
+        dtype: of the base product.
+        device: device type.
+        compute_dtype: of the adapter branch.
         dropout: whether it is active.
-        gradients: which are needed, by their names in a problem.
+        gradients: names of the tensors that need one.
 
     Raises:
-        ValueError: no graphs exist for a dtype or the device.
+        ValueError: there are no graphs for a dtype or the device.
     """
     W, b, A, B, c, M = tensors
     return Problem(
@@ -48,7 +48,7 @@ def state_problem(
         rank=A.shape[0],
         dtype=_name(dtype),
         device=device,
-        layout=layout_of(W),
+        layout=_layout(W),
         bias=b is not None,
         adapter_dtype=_name(A.dtype),
         compute_dtype=_name(compute_dtype),
@@ -60,7 +60,7 @@ def state_problem(
 
 
 def trainable(tensors: LayerTensors) -> dict[str, Tensor]:
-    """What of a layer may be trained, by its name among the gradients of a problem."""
+    """The trainable tensors of a layer, by their names in a problem's gradients."""
     _, _, A, B, c, M = tensors
     every = {"A": A, "B": B, "c": c, "M": M}
     return {name: tensor for name, tensor in every.items() if tensor is not None}
@@ -69,7 +69,7 @@ def trainable(tensors: LayerTensors) -> dict[str, Tensor]:
 def problem_of(
     state: LayerState, x: Tensor, tensors: LayerTensors, p: float = 0.0
 ) -> Problem | str:
-    """The problem that a call poses, or why it poses none that the graphs can answer."""
+    """The problem that a call poses, or the reason why there are no graphs for it."""
     W, b, A, B, *_ = tensors
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -107,11 +107,10 @@ def problem_of(
     )
 
 
-def layout_of(W: Any) -> str:
-    """How a base weight is kept: quantised by its layer, or in the order of its memory."""
-    if not isinstance(W, Tensor):
-        return base_layout(W)
-    return "linear" if W.is_contiguous() else "conv1d"
+def _layout(W: Any) -> str:
+    if isinstance(W, Tensor):
+        return "linear" if W.is_contiguous() else "conv1d"
+    return base_layout(W)
 
 
 def _name(dtype: torch.dtype) -> str:

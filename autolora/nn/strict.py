@@ -1,4 +1,4 @@
-"""Strict mode: in training a miss is an error, and other environments do not answer."""
+"""Strict mode: a miss in training is an error, and records of other environments are not used."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from autolora.problem import BaseProblem
 VARIABLE = "AUTOLORA_STRICT"
 
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
-_LAX = ("miss", "other-environment")  # what a layer would not have been answered in strict mode
+_LAX = ("miss", "other-environment")  # reasons that strict mode does not allow
 
 logger = logging.getLogger("autolora")
 
-_told: bool | None = None  # by strict(); None where the environment variable decides
+_told: bool | None = None  # the argument of strict(); None: use the environment variable
 
 
 def strict(on: bool = True) -> AbstractContextManager[object]:
-    """Makes it an error that a layer in training finds no timings of its own environment.
+    """Turns strict mode on or off: layers in training need timings of their own environment.
 
-    A layer whose call needs gradients and whose problem is a miss then raises
-    :class:`~autolora.MissError` instead of taking the choice by FLOPs and bytes, and records of
-    other environments do not answer. Nothing of the call is remembered: once the problem is tuned,
-    the next call works. Calls without gradients, as in evaluation, never raise, nor do those that
-    take the layer's plain path. :func:`~autolora.explain` tells of all of them, and never raises.
+    A call that needs gradients and whose problem is a miss raises :class:`~autolora.MissError`
+    instead of using the graph chosen by FLOPs and bytes; records of other environments are not
+    used. Once the problem is tuned, the next call works. Calls without gradients, as in evaluation,
+    and calls that use the layer's own ``forward`` never raise. :func:`~autolora.explain` reports
+    misses without raising.
 
-    It acts at once and for the whole process; as a context manager until the end of the block::
+    Strict mode holds for the whole process, or until the end of a with-block::
 
         autolora.strict()
         with autolora.strict():
             train(model)
 
-    Until it is called, the environment variable ``AUTOLORA_STRICT`` decides, which layers read when
-    they choose a graph: ``1``, ``true`` or ``yes`` is strict; nothing, ``0``, ``false`` or ``no``
-    is not. To :func:`~autolora.record` a model that is not tuned yet, switch it off.
+    Without a call, the environment variable ``AUTOLORA_STRICT`` is read whenever a layer chooses a
+    graph: ``1``, ``true`` or ``yes`` is strict; unset, ``0``, ``false`` or ``no`` is not. Turn
+    strict mode off to :func:`~autolora.record` a model that is not tuned yet.
 
     Args:
-        on: whether to be strict from now on.
+        on: whether to turn it on.
 
     Returns:
-        What puts back at the end of a with-block what held before.
+        A context manager that restores the previous state.
 
     Raises:
         AutoloraError: ``on`` is neither True nor False.
@@ -67,7 +67,7 @@ def is_strict() -> bool:
 
 
 def miss_detail(problem: BaseProblem, how: str, strict: bool) -> str:
-    """What a miss means, in words: how the graph is chosen, or that it is none in strict mode."""
+    """Describes a miss: how the graph is chosen, or that it is an error in strict mode."""
     return f"an error in strict mode, else {how}" if strict and problem.gradients else how
 
 
@@ -78,23 +78,23 @@ def miss_error(
     lookup: Lookup,
     plan: str = "",
 ) -> MissError:
-    """The error for a problem that nothing was measured for.
+    """The error for a problem without timings.
 
     Args:
-        problem: which one.
-        environment: on which machine, with which libraries.
-        objective: what the graph is for.
-        lookup: what was asked.
-        plan: what holds it in memory, ``""`` where it is the files themselves.
+        problem: of the layer.
+        environment: of its device.
+        objective: what the graph is chosen for.
+        lookup: that missed.
+        plan: the origin of a frozen layer's records, ``""`` if they are read from the files.
     """
     purpose = "" if objective == TIME else f" for {objective}"
     files = ", ".join(str(layer.path) for layer in lookup.layers) or "no file"
-    again, held = (" and autolora.freeze(model) again", f" ({plan})") if plan else ("", "")
+    refreeze, origin = (" and autolora.freeze(model) again", f" ({plan})") if plan else ("", "")
     now, ahead = tuning_commands(problem, objective)
     return MissError(
         f"strict mode: no timings{purpose} for {problem} on {environment.device_name}; "
-        f"{_closest(problem, environment, lookup)}; asked: {files}{held}. To measure it: "
-        f"{now}{again}, or ahead of time: {ahead}. To run it unmeasured: autolora.strict(False)"
+        f"{_closest(problem, environment, lookup)}; asked: {files}{origin}. To measure it: "
+        f"{now}{refreeze}, or ahead of time: {ahead}. To run it unmeasured: autolora.strict(False)"
     )
 
 
@@ -108,7 +108,7 @@ def _switch(told: bool | None) -> None:
 
 @lru_cache(maxsize=64)
 def _meaning(value: str) -> bool:
-    """What a value of the variable means; one that means nothing is one warning."""
+    """Whether a value of the variable is strict; an invalid one is logged once."""
     if value.lower() not in (*_ON, *_OFF):
         logger.warning(
             "autolora: %s must be 1, true or yes, or 0, false or no, not %r; taken as 0",
@@ -119,7 +119,7 @@ def _meaning(value: str) -> bool:
 
 
 def _closest(problem: BaseProblem, environment: Environment, lookup: Lookup) -> str:
-    """The closest record in words, and its differences with both values."""
+    """Describes the closest record and the fields in which it differs."""
     found = lookup.closest(problem, environment)
     if found is None:
         return "there are no records at all"
