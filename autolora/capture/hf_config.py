@@ -140,15 +140,17 @@ def _build(transformers: Any, config: Any, dtype: torch.dtype, path: Path) -> nn
     named = (config.architectures or [None])[0]
     made = getattr(transformers, named or "", None)
     try:
-        with torch.device("meta"):
-            if made is not None:
-                return made._from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+        if made is None:
             both = getattr(config, "is_encoder_decoder", False)
-            order = _ENCODER_DECODERS + _AUTO if both else _AUTO
-            for auto in order:
+            for auto in _ENCODER_DECODERS + _AUTO if both else _AUTO:
                 kind = getattr(transformers, auto)
                 if type(config) in kind._model_mapping:
-                    return kind.from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+                    kind._model_mapping[type(config)]  # imported here, not on the meta device
+                    with torch.device("meta"):
+                        return kind.from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+        else:
+            with torch.device("meta"):
+                return made._from_config(config, dtype=dtype)  # type: ignore[no-any-return]
     except Exception as error:  # sizes that do not go together, for instance
         raise AutoloraError(f"cannot build the model of {path}: {_brief(error)}") from error
     raise AutoloraError(f"{path}: transformers has no model for {type(config).__name__}")
