@@ -9,11 +9,10 @@ from typing import Any
 
 from rich.text import Text
 
-from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.cache.records.record import Record
 from autolora.cli import DRIFTED, FAILED, INTERRUPTED
-from autolora.cli.cache.files import open_cache
+from autolora.cli.cache.files import open_caches
 from autolora.cli.output.console import (
     clean,
     print_error,
@@ -43,7 +42,7 @@ _WITHIN = f"{100 * TOLERANCE:.0f} %"
 def run(options: Namespace) -> int:
     """Times a sample of the cache's winners again, and prints those that have drifted."""
     device = device_of(options.device)
-    layers = _layers(options.cache)
+    layers = open_caches(options.cache)
     records = _answering(layers)
     if options.fix and records:
         layers[0].save()  # raises before anything is measured if the file is not writable
@@ -74,13 +73,6 @@ def run(options: Namespace) -> int:
     if result.drifted:
         return DRIFTED
     return FAILED if result.failed else 0
-
-
-def _layers(cache: str | None) -> list[TimingCache]:
-    """The named file, or those of the search path; the first is written."""
-    if cache is not None:
-        return [open_cache(Path(cache))]
-    return [open_cache(path, required=False) for path in search_path()]
 
 
 def _answering(layers: Sequence[TimingCache]) -> list[Record]:

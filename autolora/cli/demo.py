@@ -150,40 +150,29 @@ def _runs(
     other = copy.deepcopy(adapted)
     pin(adapted, reference_graph)
     pin(other, tuned)
+    bare.requires_grad_(False)
+    for name in ("q_proj", "k_proj", "v_proj"):  # gradients flow as far as in the adapted model
+        layer = bare.get_submodule(f"blocks.0.{name}")
+        layer.register_forward_hook(lambda _, __, y: y.requires_grad_())
     return (
-        Run("reference", _trainer(adapted)),
-        Run("tuned", _trainer(other)),
-        Run("no adapters", _passer(bare)),
+        Run("reference", _step(adapted)),
+        Run("tuned", _step(other)),
+        Run("no adapters", _step(bare)),
     )
 
 
-def _trainer(model: nn.Module) -> Step:
+def _step(model: nn.Module) -> Step:
+    """A training step; only forward and backward if no parameter is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE) if trained else None
 
     def step(ids: Tensor) -> Tensor:
-        optimizer.zero_grad()
+        if optimizer:
+            optimizer.zero_grad()
         loss = next_token_loss(model, ids)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _passer(model: nn.Module) -> Step:
-    """Forward and backward of a frozen model: a step whose adapters take no time.
-
-    Gradients flow back to the outputs of the first layers, as in the adapted model.
-    """
-    model.requires_grad_(False)
-    first = model.get_submodule("blocks.0.attention")
-    for name in ("q_proj", "k_proj", "v_proj"):
-        first.get_submodule(name).register_forward_hook(lambda _, __, y: y.requires_grad_())
-
-    def step(ids: Tensor) -> Tensor:
-        loss = next_token_loss(model, ids)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if optimizer:
+            optimizer.step()
         return loss.detach()
 
     return step
@@ -203,6 +192,7 @@ def _train(runs: tuple[Run, ...], steps: int, device: torch.device) -> None:
 def _compare(reference: Run, tuned: Run, bare: Run, dtype: torch.dtype) -> Comparison:
     speedup, noise = paired(reference.nanoseconds, tuned.nanoseconds)
     overhead = reference.median_ns - bare.median_ns
+    saved = reference.median_ns - tuned.median_ns
     losses = [(a.item(), b.item()) for a, b in zip(reference.losses, tuned.losses, strict=True)]
     largest = max(abs(a - b) for a, b in losses)
     return Comparison(
@@ -211,9 +201,7 @@ def _compare(reference: Run, tuned: Run, bare: Run, dtype: torch.dtype) -> Compa
         bare_ns=bare.median_ns,
         speedup=speedup,
         noise=noise,
-        overhead_removed=(reference.median_ns - tuned.median_ns) / overhead
-        if overhead > 0
-        else None,
+        overhead_removed=saved / overhead if overhead > 0 else None,
         first_loss=losses[0][0],
         last_loss=losses[-1][0],
         largest_difference=largest,

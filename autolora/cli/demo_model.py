@@ -25,17 +25,26 @@ class Shape:
     vocabulary: int = 128
 
 
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions."""
+class Block(nn.Module):
+    """Causal self-attention with rotary positions and SwiGLU, each with a norm and a residual."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads = shape.heads
+        self.heads, hidden, ffn = shape.heads, shape.hidden, shape.ffn
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden), nn.RMSNorm(hidden)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(shape.hidden, shape.hidden, bias=False) for _ in range(4)
+            nn.Linear(hidden, hidden, bias=False) for _ in range(4)
         )
+        self.gate_proj, self.up_proj = (nn.Linear(hidden, ffn, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(ffn, hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """X ``(batch, length, hidden)`` → the same shape."""
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        y = self.ffn_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))  # type: ignore[no-any-return]
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """X ``(batch, length, hidden)`` → the same shape."""
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (batch, heads, length, head)
@@ -44,34 +53,6 @@ class Attention(nn.Module):
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
-        self.up_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
-        self.down_proj = nn.Linear(shape.ffn, shape.hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """X ``(batch, length, hidden)`` → the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each with a norm and a residual connection."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(shape.hidden), nn.RMSNorm(shape.hidden)
-        self.attention, self.ffn = Attention(shape), FeedForward(shape)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """X ``(batch, length, hidden)`` → the same shape."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
-        return x + self.ffn(self.ffn_norm(x))  # type: ignore[no-any-return]
 
 
 class Llama(nn.Module):

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolora.cache.files.paths import search_path
 from autolora.cache.lookup.choice import not_tuned_for
 from autolora.cache.records.record import Record
-from autolora.cli.cache.files import open_cache
+from autolora.cli.cache.files import open_caches
 from autolora.cli.output import crossovers
 from autolora.cli.output.console import (
     print_json,
@@ -40,10 +39,7 @@ if TYPE_CHECKING:
 
 def run(options: Namespace) -> int:
     """Prints the records of one cache file, or of every file of the search path."""
-    if options.cache is not None:
-        files = [(Path(options.cache), open_cache(Path(options.cache)).records)]
-    else:
-        files = [(path, open_cache(path, required=False).records) for path in search_path()]
+    files = [(cache.path, cache.records) for cache in open_caches(options.cache)]
     asked = objective_from(options)
     if options.json:
         as_json = crossovers.ranges_json if options.crossovers else _json
@@ -64,7 +60,7 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
+def _json(path: Path | None, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
     objectives = list(dict.fromkeys([*map(Objective, reversed(KINDS)), asked]))
     return {
         "path": str(path),
@@ -75,7 +71,7 @@ def _json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, 
     }
 
 
-def _print(path: Path, records: Sequence[Record], asked: Objective, verbose: bool) -> None:
+def _print(path: Path | None, records: Sequence[Record], asked: Objective, verbose: bool) -> None:
     print_line(f"{path}: {count(len(records), 'record')}")
     for environment, group in by_environment(records):
         print_line()

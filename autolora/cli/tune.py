@@ -13,6 +13,7 @@ from autolora.cache.files.paths import VARIABLE, search_path
 from autolora.cache.records.record import Record
 from autolora.capture.capture import Capture
 from autolora.cli import FAILED, INTERRUPTED
+from autolora.cli.output import objectives, ranks, tables
 from autolora.cli.output.console import (
     print_error,
     print_json,
@@ -25,30 +26,8 @@ from autolora.cli.output.console import (
 from autolora.cli.output.crossovers import print_families
 from autolora.cli.output.estimates import print_estimates
 from autolora.cli.output.figures import count, wait
-from autolora.cli.output.objectives import (
-    objective_from,
-    objective_settings,
-    objective_table,
-    objectives_measured,
-    runs_json,
-    shared_input_note,
-    steps_json,
-)
 from autolora.cli.output.progress import progress
-from autolora.cli.output.ranks import (
-    measuring_seconds,
-    print_shares,
-    print_thread_note,
-    rank_output,
-    shares_json,
-)
 from autolora.cli.output.steps import steps
-from autolora.cli.output.tables import (
-    environment_title,
-    environments_json,
-    record_json,
-    record_table,
-)
 from autolora.cli.parser import MANY
 from autolora.cli.targets import device_of, read_target
 from autolora.cluster import liveness
@@ -67,7 +46,7 @@ def run(options: Namespace) -> int:
     with joined() as cluster:
         if cluster is None:
             return _tune(options)
-        with rank_output(cluster.rank):
+        with ranks.rank_output(cluster.rank):
             try:
                 return _tune(options, cluster)
             except AutoloraError as error:
@@ -85,11 +64,11 @@ def run(options: Namespace) -> int:
 
 def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
     device = device_of(options.device, 0 if cluster is None else cluster.local)
-    asked = objective_from(options)
+    asked = objectives.objective_from(options)
     found = read_target(options, device, None if options.yes else MANY)
     first_rank = cluster is None or cluster.rank == 0
     if cluster is not None and first_rank and options.effort != ESTIMATE:
-        print_thread_note(device)
+        ranks.print_thread_note(device)
     with progress() if first_rank else nullcontext() as on_progress:
         result = tune_problems(
             found.problems,
@@ -125,7 +104,7 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
 def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> dict[str, Any]:
     """The result of a tuning run."""
     records = in_order(result, found.problems)
-    objectives = objectives_measured(records, asked)
+    shown = objectives.objectives_measured(records, asked)
     uses = found.uses
     measured = [(record, True) for record in result.records]
     measured += [(record, False) for record in result.skipped]
@@ -135,16 +114,16 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
         "cache": str(result.path),
         "records": [
             {
-                **record_json(record),
+                **tables.record_json(record),
                 "layers": uses[record.problem],
                 "measured_now": now,
-                "runs": runs_json(record, objectives),
+                "runs": objectives.runs_json(record, shown),
             }
             for record, now in measured
         ],
-        "environments": environments_json(environments),
-        "ranks": shares_json(result.shares),
-        "steps": steps_json(list(steps(records, found)), objectives),
+        "environments": tables.environments_json(environments),
+        "ranks": ranks.shares_json(result.shares),
+        "steps": objectives.steps_json(list(steps(records, found)), shown),
         "unfinished": [problem.to_json() for problem in result.unfinished],
         "failed": [{"problem": p.to_json(), "reason": reason} for p, reason in result.failed],
         "interrupted": result.interrupted,
@@ -169,8 +148,8 @@ def in_order(result: TuneResult, problems: Sequence[BaseProblem]) -> list[Record
 
 def print_records(records: Sequence[Record], found: Capture) -> None:
     """Prints the records of a run, and their effect on a training step."""
-    print_lines(environment_title(records[0].environment))
-    print_lines(record_table(records, screen_width(), found.uses))
+    print_lines(tables.environment_title(records[0].environment))
+    print_lines(tables.record_table(records, screen_width(), found.uses))
     print_line()
     for step in steps(records, found):
         print_paragraph(step.sentence)
@@ -189,7 +168,7 @@ def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -
         print_paragraph(f"{count(len(found.left), 'LoRA layer')} left out: {reasons}.")
     print_paragraph(_summary(result))
     if result.shares:
-        print_shares(result.shares)
+        ranks.print_shares(result.shares)
     print_line(f"Cache: {result.path}")
     if records and not (result.unfinished or result.failed):
         _print_next(result.path, asked)
@@ -197,18 +176,18 @@ def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -
 
 def _print_objectives(records: Sequence[Record], found: Capture, asked: Objective) -> None:
     """Prints the graphs of each objective if the records were measured for several."""
-    objectives = objectives_measured(records, asked)
-    if len(objectives) > 1:
+    shown = objectives.objectives_measured(records, asked)
+    if len(shown) > 1:
         measured = list(steps(records, found))
         print_line()
-        print_lines(objective_table(records, measured, objectives))
+        print_lines(objectives.objective_table(records, measured, shown))
         print_line()
-        print_paragraph(shared_input_note(measured))
+        print_paragraph(objectives.shared_input_note(measured))
 
 
 def _summary(result: TuneResult) -> str:
     new, known, open_ = len(result.records), len(result.skipped), len(result.unfinished)
-    seconds = measuring_seconds(result)
+    seconds = ranks.measuring_seconds(result)
     parts = [f"{count(new, 'problem')} measured" + (f" in {wait(seconds)}" if new else "")]
     if result.disturbed:
         parts.append(f"{len(result.disturbed)} of them while other processes kept the machine busy")
@@ -242,7 +221,7 @@ def _print_next(path: Path, asked: Objective) -> None:
         f"{lead} is read by the layers of autolora.add_lora(model, rank=...) and by those of a "
         "PEFT model after autolora.accelerate(model)."
     )
-    variables, arguments = objective_settings(asked)
+    variables, arguments = objectives.objective_settings(asked)
     if variables:
         print_line("By default they choose for time. For this objective, set where you train:")
         print_line(f"  export {variables}")

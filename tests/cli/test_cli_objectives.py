@@ -13,7 +13,6 @@ from autolora.cache.records.candidate import Candidate, Verdict
 from autolora.capture.capture import Capture
 from autolora.cli import main
 from autolora.cli.output import evidence, objectives
-from autolora.cli.output.figures import size
 from autolora.cli.output.objectives import objective_table, objectives_measured, shared_input_note
 from autolora.cli.output.steps import Step, reference_of, steps, winner_of
 from autolora.graphs.space import find_graph
@@ -288,14 +287,6 @@ def test_explain_for_an_objective(say):
 
 
 # ---- small parts
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (10**6, "977 KiB"), (2**40, "1024 GiB")],
-)
-def test_bytes(number, text):
-    assert size(number) == text
 
 
 @pytest.mark.parametrize(

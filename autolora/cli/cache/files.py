@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autolora.cache.files.disk import LIMIT, Unreadable, read
+from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.cache.joining import Joined, Source
 from autolora.cache.records.document import NewerSchema, parse, render
@@ -61,6 +62,17 @@ def open_cache(path: Path, *, required: bool = True) -> TimingCache:
         if not cache.records and warnings:
             raise AutoloraError(warnings.pop(0))
     return cache
+
+
+def open_caches(cache: str | None) -> list[TimingCache]:
+    """Reads the cache file of ``--cache``, by default those of the search path.
+
+    Raises:
+        AutoloraError: the named file is missing, or nothing of one can be used.
+    """
+    if cache is not None:
+        return [open_cache(Path(cache))]
+    return [open_cache(path, required=False) for path in search_path()]
 
 
 def find_files(words: Iterable[str]) -> list[CacheFile]:

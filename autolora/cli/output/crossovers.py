@@ -55,7 +55,7 @@ class _Family:
     ranges: list[Range]
 
 
-def print_ranges(path: Path, records: Sequence[Record], asked: Objective) -> None:
+def print_ranges(path: Path | None, records: Sequence[Record], asked: Objective) -> None:
     """Prints the ranges of a file's records."""
     families = {(record.problem.at(1), record.environment) for record in records}
     print_line(f"{path}: {count(len(families), 'layer shape')}, {count(len(records), 'record')}")
@@ -72,7 +72,7 @@ def print_families(records: Sequence[Record], asked: Objective) -> None:
         print_lines(range_table(group, screen_width()))
 
 
-def ranges_json(path: Path, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
+def ranges_json(path: Path | None, records: Sequence[Record], asked: Objective) -> dict[str, Any]:
     """The ranges of a file's records."""
     return {
         "path": str(path),
