@@ -101,7 +101,7 @@ class Contraction:
     @property
     def formula(self) -> str:
         """The step in mathematical notation."""
-        factors = " ".join(f"{name}ᵀ" if turned else name for name, turned in self.operands)
+        factors = " ".join(f"{name}ᵀ" if transposed else name for name, transposed in self.operands)
         return f"{self.out} = {f'{self.onto} + ' if self.onto else ''}{'s·' * self.scaled}{factors}"
 
     def flops(self, sizes: Mapping[str, int]) -> int:

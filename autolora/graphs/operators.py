@@ -1,8 +1,8 @@
 """Operators of other libraries that graphs call: oneDNN's products, and bitsandbytes' weights.
 
 torch's CPU builds carry oneDNN beside BLAS. For bfloat16 torch uses oneDNN, for float32 BLAS (MKL
-on x86), which is 10-50 % slower on some processors. The operator is the one that torch.compile emits
-for linear layers. bitsandbytes is never imported here.
+on x86), which is 10-50 % slower on some processors. The operator is the one that torch.compile
+emits for linear layers. bitsandbytes is never imported here.
 """
 
 from __future__ import annotations

@@ -165,16 +165,16 @@ class _Emitter:
     def _product(self, step: Contraction, only_reader: bool) -> None:
         """``only_reader``: whether no other step reads what this one adds onto."""
         dtype, result_dtype = run_dtype(step, self.problem), tensor_dtype(step.out, self.problem)
-        (first, first_turned), (second, second_turned) = step.operands
+        (first, first_transposed), (second, second_transposed) = step.operands
         # a weight stored as (in, out) is copied fastest in that order
-        turned = step.out in self.graph.transposed or (
+        transposed = step.out in self.graph.transposed or (
             step.out == "V" and self.problem.layout == "conv1d"
         )
-        if turned:
+        if transposed:
             first, second = second, first
-            first_turned, second_turned = not second_turned, not first_turned
+            first_transposed, second_transposed = not second_transposed, not first_transposed
         left, right = self._in(first, dtype), self._in(second, dtype)
-        a, b = f"{left}{'.t()' * first_turned}", f"{right}{'.t()' * second_turned}"
+        a, b = f"{left}{'.t()' * first_transposed}", f"{right}{'.t()' * second_transposed}"
         onto = step.onto if step.onto != "b" or self.problem.bias else ""
         if onto and tensor_dtype(onto, self.problem) != result_dtype:
             onto = self._in(onto, result_dtype)
@@ -183,9 +183,9 @@ class _Emitter:
         in_place = onto == step.out or (
             onto == "W" and only_reader and self.problem.layout in QUANTISED
         )
-        end = ".t()" * turned + f".to(torch.{result_dtype})" * (dtype != result_dtype)
+        end = ".t()" * transposed + f".to(torch.{result_dtype})" * (dtype != result_dtype)
         if step.out in self.graph.onednn and step.onto in ("", "b"):
-            b = f"{right}{'.t()' * (not second_turned)}"
+            b = f"{right}{'.t()' * (not second_transposed)}"
             text = f"onednn({a}, {b}{f', {onto}' if onto and not step.scaled else ''})"
             text += f".mul_({self.scale})" * step.scaled
             text += f".add_({onto})" * bool(onto and step.scaled) + end
@@ -195,17 +195,17 @@ class _Emitter:
             text = f"torch.mm({a}, {b}){end}"
         elif dtype == result_dtype and in_place:
             text = f"{onto}.addmm_({a}, {b}{scale})"
-        elif dtype == result_dtype and turned:
+        elif dtype == result_dtype and transposed:
             text = f"torch.addmm({onto}.t(), {a}, {b}{scale}).t()"
         elif dtype == result_dtype:
             text = f"torch.addmm({onto}, {a}, {b}{scale})"
         elif BYTES[dtype] > BYTES[result_dtype]:
-            wide = f"{onto}{'.t()' * turned}.to(torch.{dtype})"
+            wide = f"{onto}{'.t()' * transposed}.to(torch.{dtype})"
             text = f"torch.addmm({wide}, {a}, {b}{scale}){end}"
         elif in_place:
-            text = f"{onto}.add_(torch.mm({a}, {b}){'.t()' * turned}{scale})"
+            text = f"{onto}.add_(torch.mm({a}, {b}){'.t()' * transposed}{scale})"
         else:
-            text = f"torch.add({onto}, torch.mm({a}, {b}){'.t()' * turned}{scale})"
+            text = f"torch.add({onto}, torch.mm({a}, {b}){'.t()' * transposed}{scale})"
         self._line(f"{step.out} = {text}", (left, right, *([onto] if onto else [])), step.out)
 
     def _zero(self, like: str) -> str:
