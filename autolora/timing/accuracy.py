@@ -1,6 +1,6 @@
-"""A graph's numeric verdict: it may be used only if it is as accurate as the reference graph.
+"""Accuracy verdicts: a graph may be used only if it is as accurate as the reference graph.
 
-Measured on random data against float64, at two sizes of the adapter.
+Measured on random data against float64, at two adapter sizes.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from autolora.cache.records.record import Verdict
-from autolora.graphs.dropout import keep
+from autolora.cache.records.candidate import Verdict
+from autolora.graphs.dropout import dropout_mask
 from autolora.graphs.graph import Graph
-from autolora.graphs.quantised import dense
+from autolora.graphs.operators import dequantize
 from autolora.graphs.space import reference_graph
 from autolora.problem import Problem
 from autolora.timing.data import SCALING, Data
 
-MAGNITUDES = (1e-1, 1e-3)  # of ‖s·BA‖/‖W‖: a trained adapter, and one that has hardly begun
+MAGNITUDES = (1e-1, 1e-3)  # ‖s·BA‖/‖W‖ of a trained adapter and of one at the start of training
 
 _TOLERANCE = 2.0  # times the reference's own error
-# Added to it: what the order of summation alone may change. Two float32 libraries differ by a few
-# units in the last place over a long sum; in the 16-bit dtypes the rounding of the result hides it.
+# Added to it, for the order of summation: two float32 libraries differ by a few units in the last
+# place over a long sum; in the 16-bit dtypes the rounding of the result hides it.
 _FLOOR = {"float64": 1e-15, "float32": 5e-7, "float16": 6e-5, "bfloat16": 5e-4}
 _GAIN_FLOOR = 5e-3
-_TOKENS = 64  # errors hardly depend on tokens; the oracle's cost does
+_TOKENS = 64  # at most: errors hardly depend on tokens, the time of the float64 reference does
 
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Relative errors of the outputs, the adapter gain and its noise, at one magnitude.
+    """Relative errors of the outputs, the adapter gain and its standard error, at one size.
 
-    The gain is the slope of a regression over the elements of Y, the noise its standard error.
+    The gain is the slope of a regression over the elements of Y.
     """
 
     errors: Mapping[str, float]
@@ -48,9 +48,9 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
 
     The relative error of an output is ``‖V − V₆₄‖ / ‖V₆₄‖`` over Y and the gradients. The adapter
     gain is ``⟨Y − Y₀, ΔY⟩ / ‖ΔY‖²`` with Y₀ the same graph at B = 0 and ΔY the exact effect of the
-    adapter: 1 if the sum keeps it, 0 if rounding swallows it. Each error may be at most twice the
-    reference's, the gain at most twice as far from 1, both with a small floor, and the gain with
-    two of its standard errors.
+    adapter: 1 if Y contains it fully, 0 if it is lost in rounding. Each error may be at most twice
+    the reference's, and the gain at most twice as far from 1, plus a small floor and, for the gain,
+    two standard errors.
     """
     small = problem.at(min(problem.tokens, _TOKENS))
     mine = _figures(graph, small, device)
@@ -81,11 +81,11 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
 
 @lru_cache(maxsize=1024)
 def _figures(graph: Graph, problem: Problem, device: torch.device) -> tuple[_Figures, _Figures]:
-    first, second = (_at(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
+    first, second = (_measured(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
     return first, second
 
 
-def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> _Figures:
+def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> _Figures:
     data, exact, effect = _oracle(problem, device, magnitude)
     data.clear()
     with _same_mask(device):
@@ -93,11 +93,7 @@ def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) 
     results = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G)  # type: ignore[no-untyped-call]
-        results |= {
-            f"d{name}": tensor.grad
-            for name, tensor in data.leaves.items()
-            if tensor.grad is not None
-        }
+        results |= _gradients(data.leaves)
     errors = {name: _relative(value, exact[name]) for name, value in results.items()}
     with torch.no_grad(), _same_mask(device):
         Y0 = replace(data, B=torch.zeros_like(data.B)).forward(graph)()
@@ -110,9 +106,10 @@ def _at(graph: Graph, problem: Problem, device: torch.device, magnitude: float) 
 
 @contextmanager
 def _same_mask(device: torch.device) -> Iterator[None]:
-    """Whatever draws dropout's mask first draws the same."""
+    """Seeds the generator that dropout masks are drawn from."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(1)
+        # torch.manual_seed seeds all device types, which takes a millisecond
+        (torch if device.type == "cuda" else torch.default_generator).manual_seed(1)
         yield
 
 
@@ -126,17 +123,17 @@ def _oracle(
         name: tensor.detach().double().requires_grad_(tensor.requires_grad)
         for name, tensor in data.leaves.items()
     }
-    weight = data.W if isinstance(data.W, Tensor) else dense(data.W, data.X.dtype)
+    weight = data.W if isinstance(data.W, Tensor) else dequantize(data.W, data.X.dtype)
     frozen = weight.double(), None if data.b is None else data.b.double()
     mask = torch.ones((), dtype=torch.float64, device=device)
     if problem.dropout:
         with _same_mask(device):
-            mask = keep(data.X, data.p, data.A.dtype).double() / (1 - data.p)
+            mask = dropout_mask(data.X, data.p, data.A.dtype).double() / (1 - data.p)
     Y = _exact(*frozen, leaves, mask)
     exact = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G.double())  # type: ignore[no-untyped-call]
-        exact |= {f"d{name}": t.grad for name, t in leaves.items() if t.grad is not None}
+        exact |= _gradients(leaves)
     with torch.no_grad():
         without = {**leaves, "B": torch.zeros_like(leaves["B"])}
         effect = exact["Y"] - _exact(*frozen, without, mask)
@@ -144,7 +141,7 @@ def _oracle(
 
 
 def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-    """The defining equation, ``mask`` being dropout's with its factor."""
+    """The defining equation; ``mask`` is dropout's, times 1 / (1 - p)."""
     X, A, B = leaves["X"], leaves["A"], leaves["B"]
     D = X * mask
     Y, U = X @ W.t(), SCALING * (D @ A.t() @ B.t())
@@ -156,10 +153,14 @@ def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tens
     return Y + U if b is None else Y + U + b
 
 
+def _gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
 def _relative(value: Tensor, exact: Tensor) -> float:
     return float((value.double() - exact).norm() / exact.norm())
 
 
 def _short(figure: float) -> float:
-    """Four digits: more say nothing, and records are many."""
+    """Rounds to four significant digits, to keep records short."""
     return float(f"{figure:.4g}")

@@ -19,9 +19,9 @@ from autolora.graphs.source import executable
 from autolora.problem import QUANTISED, Problem
 from autolora.timing.quantise import quantised
 
-_DRAWN = 1 << 20  # numbers; a larger tensor repeats them, since drawing costs as much as a product
-SCALING = 2.0  # times do not depend on it; accuracy may, where rounding s·B does
-DROPOUT = 0.1  # times do not depend on it
+_DRAWN = 1 << 20  # numbers, repeated in larger tensors: drawing takes as long as a product
+SCALING = 2.0  # does not affect times, but accuracy if s·B is rounded
+DROPOUT = 0.1  # does not affect times
 
 
 def normal_numbers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -33,11 +33,11 @@ def normal_numbers(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 @dataclass(slots=True)
 class Data:
-    """The tensors of one problem: W and b frozen, gradients asked for as the problem says.
+    """The tensors of one problem, of which those in ``problem.gradients`` require a gradient.
 
     Entries of X and G are standard normal, those of W and A have variance 1/in_features, as in a
-    trained layer; B is scaled so that ``‖s·BA‖ / ‖W‖`` is about ``magnitude``; M is near the norms
-    of the rows of W. W is a layer of bitsandbytes where the problem's is quantised.
+    trained layer; B is scaled so that ``‖s·BA‖ / ‖W‖`` is about ``magnitude``; M is close to the
+    norms of the rows of W. W is a layer of bitsandbytes if the problem is quantised.
     """
 
     problem: Problem
@@ -94,17 +94,17 @@ class Data:
     @property
     def leaves(self) -> dict[str, Tensor]:
         """The tensors that may need a gradient, by name."""
-        all_of_them = {"X": self.X, "A": self.A, "B": self.B, "c": self.c, "M": self.M}
-        return {name: tensor for name, tensor in all_of_them.items() if tensor is not None}
+        named = {"X": self.X, "A": self.A, "B": self.B, "c": self.c, "M": self.M}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
     def tensors(self) -> LayerTensors:
-        """What a layer is made of."""
+        """The tensors of the layer."""
         return self.W, self.b, self.A, self.B, self.c, self.M
 
     @property
     def p(self) -> float:
-        """The probability of dropout."""
+        """The dropout probability."""
         return DROPOUT if self.problem.dropout else 0.0
 
     def forward(self, graph: Graph) -> Callable[[], Tensor]:
@@ -116,14 +116,13 @@ class Data:
         return lambda: run(made, self.X, self.tensors, SCALING, self.p)
 
     def step(self, graph: Graph) -> Callable[[], object]:
-        """Forward and backward along a graph, or forward alone where no gradient is needed."""
+        """Forward and backward along a graph; forward only if no gradient is needed."""
         return self._backward(self.forward(graph))
 
     def floor(self) -> Callable[[], object]:
-        """The same layer with no adapter at all."""
-        if isinstance(self.W, Tensor):
-            return self._backward(lambda: linear(self.X, self.W, self.b))
-        return self._backward(lambda: self.W(self.X))
+        """Forward and backward of the layer without an adapter."""
+        plain = isinstance(self.W, Tensor)
+        return self._backward(lambda: linear(self.X, self.W, self.b) if plain else self.W(self.X))
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""

@@ -1,4 +1,4 @@
-"""The device that a problem is measured on: finding it, settling it, taking turns on it."""
+"""The device that a problem is measured on: selecting, preparing and locking it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from autolora.errors import AutoloraError
 from autolora.problem import BaseProblem
 from autolora.timing.clock import measure_for
 
-_LOOK_SECONDS = 2.0  # between two looks whether another lock is to be waited for
-_held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())  # by this thread
+_LOOK_SECONDS = 2.0  # to wait for a lock before checking whether another one is used
+# keys of the devices that this context has locked
+_held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
 _waiting: list[str] = []
-_passed: dict[str, int] = {}  # how many locks of a device are not waited for any more
+_passed: dict[str, int] = {}  # number of locks of a device that are given up
 
 
 def device_for(problem: BaseProblem, device: torch.device | str | None = None) -> torch.device:
     """The device to measure a problem on.
 
     Raises:
-        AutoloraError: it is not there, or of another type than the problem's.
+        AutoloraError: there is no such device, or its type is not the problem's.
     """
     place = torch.device(device or problem.device)
     if place.type != problem.device:
@@ -42,10 +43,10 @@ def device_for(problem: BaseProblem, device: torch.device | str | None = None) -
 
 
 def settle_allocator(device: torch.device) -> None:
-    """Brings the CPU's allocator to where a training process has it.
+    """Brings the CPU allocator into the state that it has in a training process.
 
-    glibc maps fresh pages for every block above a threshold, which costs as much as a thin product,
-    and raises the threshold, up to 32 MiB, to the largest such block that was ever freed.
+    glibc maps new pages for every block above a threshold, which takes as long as a thin product.
+    It raises the threshold, up to 32 MiB, to the size of the largest such block freed so far.
     """
     if device.type == "cpu":
         torch.empty(31 << 20, dtype=torch.uint8)
@@ -53,7 +54,7 @@ def settle_allocator(device: torch.device) -> None:
 
 @lru_cache(maxsize=64)
 def flops_per_ns(device: torch.device, dtype: str) -> float:
-    """How fast a device multiplies matrices of a dtype, roughly: 512 × 512 by 512 × 512."""
+    """Approximate speed of a device: a product of two 512 × 512 matrices."""
     measure = measure_for(device)
     size = 512
     with plain_torch(device):
@@ -63,13 +64,13 @@ def flops_per_ns(device: torch.device, dtype: str) -> float:
 
 @contextmanager
 def turn_on(device: torch.device, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Two tuners on one device would time each other; they take turns instead.
+    """Locks a device, so that processes that measure on it do not disturb each other.
 
-    Whoever has the turn already has it again at once.
+    The lock is reentrant.
 
     Args:
-        device: on which.
-        give_up: asked now and then while waiting; if it says so, there is no turn, and no waiting.
+        device: to be locked.
+        give_up: called repeatedly while waiting; if it returns True, the device is not locked.
     """
     key = device_key(device)
     if key in (held := _held.get()):
@@ -86,7 +87,7 @@ def turn_on(device: torch.device, give_up: Callable[[], bool] = lambda: False) -
 
 
 def device_key(device: torch.device) -> str:
-    """The device's name among all processes of this host, whichever devices they can see."""
+    """A name of the device that does not depend on which devices a process can see."""
     if device.type != "cuda":
         return device.type
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)  # not in torch 2.6
@@ -94,12 +95,12 @@ def device_key(device: torch.device) -> str:
 
 
 def is_waiting() -> bool:
-    """Whether this process waits for its turn."""
+    """Whether this process waits for the lock of a device."""
     return bool(_waiting)
 
 
 def pass_over(key: str) -> None:
-    """From now on takes turns on a device by another lock: who holds this one will not let go."""
+    """Gives up the lock of a device, whose holder does not respond, and uses another one."""
     _passed[key] = _passed.get(key, 0) + 1
 
 
@@ -114,7 +115,7 @@ def _locked(key: str, give_up: Callable[[], bool]) -> FileLock | None:
             try:
                 lock.acquire(timeout=_LOOK_SECONDS)
             except Timeout:
-                continue  # perhaps it is another lock by now
+                continue  # another lock may be used by now
             return lock
         return None
     finally:
@@ -123,9 +124,9 @@ def _locked(key: str, give_up: Callable[[], bool]) -> FileLock | None:
 
 @contextmanager
 def plain_torch(device: torch.device) -> Iterator[None]:
-    """Whatever mode the caller is in, a graph is timed as a layer in training runs it.
+    """Sets autograd and autocast as in training, whatever the caller's modes are.
 
-    Dropout draws its masks; the caller's random numbers stay what they were.
+    The state of the random number generators is restored afterwards.
     """
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),

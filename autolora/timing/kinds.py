@@ -1,4 +1,4 @@
-"""How problems of each kind are measured, behind one interface."""
+"""One interface for measuring problems of every kind."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from autolora.timing.screen import Prediction, predict
 
 
 class Trial(Protocol):
-    """Random tensors of one problem on a device, on which its graphs run."""
+    """Random tensors of one problem, on which its graphs run."""
 
     def step(self, graph: Any) -> Run:
-        """Forward and backward along a graph; forward alone where no gradient is needed."""
+        """Forward and backward along a graph; forward only if no gradient is needed."""
 
     def floor(self) -> Run:
         """The same layers without adapters."""
@@ -36,10 +36,10 @@ class Workbench:
     """How problems of one kind are measured.
 
     Args:
-        trial: draws the tensors of a problem: ``(problem, device, seed)``.
-        predict: the graphs worth racing with predicted times, fastest first: ``(problem, trial,
-            objectives, measure, rng)``.
-        verdict: whether a graph is as accurate as the reference: ``(graph, problem, device)``.
+        trial: ``(problem, device, seed)`` → the tensors of a problem.
+        predict: ``(problem, trial, objectives, measure, rng)`` → graphs with predicted times,
+            fastest first.
+        verdict: ``(graph, problem, device)`` → the accuracy of a graph.
     """
 
     trial: Callable[[Any, torch.device, int], Trial]

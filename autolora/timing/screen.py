@@ -1,11 +1,12 @@
-"""Predicting every graph from its parts: each distinct step is timed once, in isolation.
+"""The screen: predicts the time of every graph from the times of its steps.
 
-The cost grows with the number of distinct steps, some forty, not with the number of graphs.
+Each distinct step is timed in isolation. There are about forty of them, however many graphs.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,23 +27,24 @@ from autolora.problem import Problem
 from autolora.timing.clock import Measure
 from autolora.timing.data import DROPOUT, SCALING, Data, normal_numbers
 
-_MOST_FLOPS = 1.3  # of the least that any graph needs
+_MOST_FLOPS = 1.3  # times the fewest of any graph
 _PASSES = 5
-_SLOW_NS = 3e6  # a step slower than this is timed twice at most, since its first call may warm it
-_HOPELESS = 1.1  # and once only if it then takes this much longer than another over the same axes
-_SAME_STRUCTURE = 2  # graphs kept that differ in orientations alone
+_SLOW_NS = 3e6  # a step slower than this is timed at most twice, as its first call may be slow
+_HOPELESS = 1.1  # and once if it takes this many times as long as another over the same axes
+_SAME_STRUCTURE = 2  # graphs kept that differ only in orientations
 
 Key = tuple[str, tuple[tuple[str, str, bool], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a graph is expected to cost.
+    """The predicted time of a graph.
 
     Args:
         graph: the graph.
-        nanoseconds: the sum of its steps.
-        everywhere: whether oneDNN was put wherever it can be, though another was faster alone.
+        nanoseconds: sum of the times of its steps.
+        everywhere: whether it uses oneDNN for every product that oneDNN can compute, even if BLAS
+            was faster in isolation.
     """
 
     graph: BaseGraph
@@ -57,15 +59,16 @@ def predict(
     measure: Measure,
     rng: random.Random,
 ) -> list[Prediction]:
-    """The graphs worth racing for some objectives with their predicted times, fastest first."""
+    """The graphs worth racing for some objectives, with predicted times, fastest first."""
     return screen(promising(problem, objectives), data, measure, rng)
 
 
 def promising(problem: Problem, objectives: Sequence[Objective]) -> list[Graph]:
-    """The graphs worth screening: wide products run near the peak, so FLOPs far above lose.
+    """The graphs worth screening: those with at most 1.3 times the fewest FLOPs.
 
-    For memory each number of saved bytes has a least of its own: to keep less, a graph computes
-    tensors again, and needs more FLOPs than the others.
+    Wide products run near peak speed, so that more FLOPs take more time. For the objective
+    ``"memory"`` graphs are compared with those that save as many bytes, since saving less means
+    recomputing tensors.
     """
     graphs = [graph for graph in valid_graphs(problem).values() if graph.forward != REFERENCE]
     flops = {graph: graph.flops(problem) for graph in graphs}
@@ -80,14 +83,14 @@ def promising(problem: Problem, objectives: Sequence[Objective]) -> list[Graph]:
 def screen(
     graphs: Iterable[Graph], data: Data, measure: Measure, rng: random.Random
 ) -> list[Prediction]:
-    """Every composed graph with the sum of its steps, fastest first.
+    """Predicts the time of every composed graph, fastest first.
 
-    Each has the faster library for each product; and once more, where that is another graph, oneDNN
-    for all that it could compute: alone a thin product finds its operands in the cache, which suits
-    BLAS, but not between the other steps.
+    Each graph is predicted with the faster library for each product and, if that differs, with
+    oneDNN for every product that it can compute: in isolation the operands of a thin product are in
+    the cache, which favours BLAS, but between other steps they are not.
     """
     problem = data.problem
-    parts: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
+    steps: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
     lines_by_key: dict[Key, Line] = {}
     for graph in graphs:
         if graph.forward == REFERENCE:
@@ -99,10 +102,10 @@ def screen(
             pair = _key(one, problem), _key(other, problem)
             lines_by_key.update(zip(pair, (one, other), strict=True))
             keys.append((*pair, one.writes))
-        parts.append((graph, keys))
+        steps.append((graph, keys))
     times = _time(lines_by_key, data, measure, rng)
     return sorted(
-        (prediction for graph, keys in parts for prediction in _with_libraries(graph, keys, times)),
+        (prediction for graph, keys in steps for prediction in _with_libraries(graph, keys, times)),
         key=lambda prediction: prediction.nanoseconds,
     )
 
@@ -110,7 +113,7 @@ def screen(
 def _with_libraries(
     graph: Graph, keys: Sequence[tuple[Key, Key, str]], times: Mapping[Key, float]
 ) -> Iterator[Prediction]:
-    """The graph with the faster library for each product, and with oneDNN wherever it can be."""
+    """The graph with the faster library for each product, and with oneDNN wherever possible."""
     faster = frozenset(out for one, other, out in keys if times[other] < times[one])
     yield Prediction(
         replace(graph, onednn=faster), sum(min(times[one], times[other]) for one, other, _ in keys)
@@ -122,9 +125,9 @@ def _with_libraries(
 
 
 def distinct(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """The predictions in their order, few of a structure: the rest is orientations.
+    """Keeps the first predictions of each structure, whose graphs differ in orientations only.
 
-    Two with the libraries that were faster alone, and two with oneDNN wherever it can be.
+    Two with the faster library for each product, and two with oneDNN wherever possible.
     """
     structures: Counter[tuple[Hashable, bool]] = Counter()
     for prediction in predictions:
@@ -156,7 +159,7 @@ def _worth_timing(taken: Sequence[float], least: float) -> bool:
 
 
 def _least(times: Mapping[Key, Sequence[float]]) -> dict[str, float]:
-    """The shortest time so far among the steps over the same axes, which are as much work."""
+    """The shortest time so far of steps over the same axes, which need as many FLOPs."""
     least: dict[str, float] = {}
     for key, taken in times.items():
         if taken:
@@ -174,24 +177,13 @@ def _lines(graph: Graph, problem: Problem) -> tuple[Line, ...]:
 
 
 def _key(line: Line, problem: Problem) -> Key:
-    """What the time of a line depends on: the operation, and its operands but for their names."""
-    body = line.text.partition(" = ")[2]
-    operands = []
-    for position, name in enumerate(dict.fromkeys(line.reads)):
-        body = _renamed(body, name, f"${position}")
-        operands.append((AXES[_tensor(name)], _dtype(name, problem), name in line.views))
-    return body, tuple(operands)
-
-
-def _renamed(body: str, name: str, other: str) -> str:
-    out, word = [], ""
-    for character in f"{body} ":
-        if character.isalnum() or character == "_":
-            word += character
-        else:
-            out += [other if word == name else word, character]
-            word = ""
-    return "".join(out).rstrip()
+    """What the time of a line depends on: the operation, and its operands without their names."""
+    names = list(dict.fromkeys(line.reads))
+    numbers = {name: f"${number}" for number, name in enumerate(names)}
+    body = re.sub(r"\w+", lambda word: numbers.get(word[0], word[0]), line.text.partition(" = ")[2])
+    return body, tuple(
+        (AXES[_tensor(name)], _dtype(name, problem), name in line.views) for name in names
+    )
 
 
 def _tensor(variable: str) -> str:
@@ -208,23 +200,21 @@ def _dtype(variable: str, problem: Problem) -> str:
 
 
 class _Values:
-    """Random tensors for the variables of lines; X, W, G, A and B are those of the problem."""
+    """Tensors for the variables of lines: those of the problem, random ones for others."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
         self.sizes = sizes_of(data.problem)
         self.made: dict[tuple[str, bool], Any] = {}
-        self.generator = torch.Generator(data.X.device)  # the caller's own stays untouched
+        self.generator = torch.Generator(data.X.device)  # leaves the default generator unchanged
 
     def of(self, line: Line) -> dict[str, object]:
-        values: dict[str, object] = {name: self._value(name, line) for name in line.reads}
+        variables = [(name, name in line.views) for name in line.reads]
+        for each in variables:
+            if each not in self.made:
+                self.made[each] = self._make(*each)
+        values = {each[0]: self.made[each] for each in variables}
         return {**values, "s": SCALING, "sk": SCALING, "p": DROPOUT}
-
-    def _value(self, variable: str, line: Line) -> Any:
-        view = variable in line.views
-        if (variable, view) not in self.made:
-            self.made[variable, view] = self._make(variable, view)
-        return self.made[variable, view]
 
     def _make(self, variable: str, view: bool) -> Any:
         if variable == "Q":
@@ -234,8 +224,8 @@ class _Values:
             return given.detach()
         shape = [self.sizes[axis] for axis in AXES[_tensor(variable)]]
         dtype = getattr(torch, _dtype(variable, self.data.problem))
-        turned = view or (variable == "V" and self.data.problem.layout == "conv1d")
-        shape = shape[::-1] if turned else shape
+        transposed = view or (variable == "V" and self.data.problem.layout == "conv1d")
+        shape = shape[::-1] if transposed else shape
         made = normal_numbers(shape, self.generator)
         made = made.gt(-1).to(dtype) if variable == "K" else made.to(dtype)
-        return made.t() if turned else made
+        return made.t() if transposed else made
