@@ -1,7 +1,7 @@
-"""Checking a cache: do the winners of its records still win on this machine?
+"""Checks whether the winners of cache records still win on this machine.
 
-A winner is raced again beside the reference graph and those that came closest to it. A record whose
-winner has fallen behind can be measured anew and replaced.
+A winner races again with the reference graph and the graphs that were nearly as fast. A record
+whose winner is slower now can be measured again and replaced.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ from autolora.timing.race import Pace, race
 from autolora.timing.statistics import compare
 from autolora.tuning.result import Progress
 
-TOLERANCE = 0.05  # a winner that is slower than another by more than this share has drifted
+TOLERANCE = 0.05  # share by which a winner is slower than another if it has drifted
 
-# Rounds enough to confirm that the noise of a drift is known, however slow the graphs.
+# Enough confirmation rounds to know the noise of a drift, even if the graphs are slow.
 PACE = replace(EFFORTS["normal"].pace, confirmation=(5, 15))
 
-_CLOSE = 1.10  # times the winner's time: none is raced again that was slower than this
+_CLOSE = 1.10  # times the winner's time: slower graphs do not race again
 _MOST_RIVALS = 6
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 Tell = Callable[[Progress], None]
-Stage = Callable[[str], None]  # is told which stage a record has entered
+Stage = Callable[[str], None]  # called when a record enters a stage
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the winner of a record fares now.
+    """The check of one record.
 
     Args:
-        record: as it stands in the cache.
-        winner: the graph that wins now; the record's own unless that is beaten by more than the
-            noise; None where the record's is no valid graph, so that nothing was raced.
-        drift: time of the record's winner over that of ``winner``, less 1; 0 where it still wins.
+        record: from the cache.
+        winner: the graph that wins now: the record's, unless it is beaten by more than the noise.
+            None if the record's winner is not a valid graph, so that nothing was raced.
+        drift: time of the record's winner over that of ``winner``, less 1; 0 if it still wins.
         noise: standard error of the drift.
     """
 
@@ -65,18 +66,18 @@ class Check:
 
     @property
     def drifted(self) -> bool:
-        """Whether the record's winner is unusable, or surely slower by more than the tolerance."""
+        """Whether the winner is unusable, or slower by more than the tolerance and the noise."""
         return self.winner is None or self.drift - self.noise > TOLERANCE
 
 
 @dataclass(slots=True)
 class Outcome(Generic[T]):
-    """What became of some records.
+    """The results of checking or measuring records.
 
     Args:
-        done: what was found for each, in order.
-        failed: those that could not be measured, each with the reason.
-        left: those not begun or not finished: the budget was spent, or the run was interrupted.
+        done: result of each record, in order.
+        failed: records that could not be measured, each with the reason.
+        left: records not finished, since the budget was spent or the run was interrupted.
         interrupted: by Ctrl-C.
     """
 
@@ -88,11 +89,11 @@ class Outcome(Generic[T]):
 
 @dataclass(slots=True)
 class CheckResult(Outcome[Check]):
-    """What a check found.
+    """The result of :func:`check_records`.
 
     Args:
-        elsewhere: records of other environments, which cannot be timed here.
-        undrawn: records of this environment that are not in the sample.
+        elsewhere: number of records of other environments, which cannot be timed here.
+        undrawn: number of records of this environment that are not in the sample.
     """
 
     elsewhere: int = 0
@@ -113,19 +114,21 @@ def check_records(
     pace: Pace = PACE,
     measure: Measure | None = None,
     seed: int = 0,
+    clock: Clock = time.monotonic,
     on_progress: Tell = lambda progress: None,
 ) -> CheckResult:
-    """Races the winners of a sample again, each against the closest of its rivals.
+    """Races the winners of a sample of records again.
 
     Args:
-        records: those of other environments than the device's are only counted.
-        device: on which.
-        most: records in the sample, see :func:`spread_sample`.
+        records: of which those of other environments than the device's are only counted.
+        device: to measure on.
+        most: size of the sample, see :func:`spread_sample`.
         budget: seconds; records not begun by then are left.
         pace: of each race.
-        measure: times one call; the device's own unless given.
+        measure: times one call; defaults to that of the device.
         seed: of the sample and of the order of the races.
-        on_progress: told whenever a record is begun or done.
+        clock: in seconds, for the budget.
+        on_progress: called whenever a record is begun or done.
     """
     environment = Environment.of(device)
     known = list(records)
@@ -139,7 +142,7 @@ def check_records(
         stage("race")
         return _check(record, device, measure, pace, rng)
 
-    _go_through(drawn, check, result, device, on_progress, budget)
+    _go_through(drawn, check, result, device, on_progress, budget, clock)
     return result
 
 
@@ -150,14 +153,14 @@ def fix_records(
     device: torch.device,
     on_progress: Tell = lambda progress: None,
 ) -> Outcome[Record]:
-    """Measures the problems of records anew, as hard as these were, and replaces the records.
+    """Measures the problems of records again with the same effort, and replaces the records.
 
     Args:
         records: of the device's environment.
-        cache: of the file that gets each new record as soon as it is there; see
+        cache: of the file in which each record is replaced as soon as it is measured, see
             :meth:`~autolora.cache.files.store.TimingCache.replace`.
-        device: on which.
-        on_progress: told whenever a problem enters a stage.
+        device: to measure on.
+        on_progress: called whenever a problem enters a stage.
     """
     result: Outcome[Record] = Outcome()
 
@@ -166,7 +169,7 @@ def fix_records(
             record.problem,
             device,
             record.environment,
-            effort=record.effort if record.effort in EFFORTS else "quick",  # more than an estimate
+            effort=record.effort if record.effort in EFFORTS else "quick",  # not "estimate"
             on_stage=stage,
             objective=tuple(map(Objective, record.objectives)),
         )
@@ -178,16 +181,16 @@ def fix_records(
 
 
 def spread_sample(records: Iterable[Record], most: int, rng: random.Random) -> list[Record]:
-    """At most so many records, of problems as different as may be, in an order drawn anew.
+    """Draws at most ``most`` records of different problems, in random order.
 
-    In the order of a cache file like stands beside like. That is cut into as many stretches as
-    records are wanted, and one is drawn from each.
+    Similar problems are neighbours in the order of a cache file. One record is drawn from each of
+    ``most`` equal sections of it.
     """
     ordered = sorted(records, key=lambda record: Key.of(record.problem, record.environment))
     wanted = min(most, len(ordered))
     edges = [len(ordered) * number // max(wanted, 1) for number in range(wanted + 1)]
     drawn = [ordered[rng.randrange(start, end)] for start, end in pairwise(edges)]
-    return rng.sample(drawn, wanted)  # so that a spent budget does not spare the large problems
+    return rng.sample(drawn, wanted)  # so that a spent budget does not always skip large problems
 
 
 def _check(
@@ -201,7 +204,7 @@ def _check(
         settle_allocator(device)
         data = workbench_of(record.problem).trial(record.problem, device, 0)
         runs = {name: data.step(graph) for name, graph in graphs.items()}
-        for run in runs.values():  # the tuner's screen has warmed what it races; here nothing has
+        for run in runs.values():  # warm-up, which the screen does in tuning
             data.clear()
             run()
         # The baseline wins unless it is beaten by more than the noise.
@@ -214,7 +217,7 @@ def _check(
 def _racing(record: Record) -> dict[str, BaseGraph]:
     """The graphs to race, by name: the winner, the reference, and the closest of the others.
 
-    Those that are no valid graphs any more are left out, the winner too.
+    Graphs that are no longer valid are left out, even the winner.
     """
     close = sorted(
         (candidate.median_ns, candidate.graph)
@@ -237,17 +240,18 @@ def _go_through(
     device: torch.device,
     on_progress: Tell,
     budget: float | None = None,
+    clock: Clock = time.monotonic,
 ) -> None:
-    """Does the work for each record; one that cannot be measured does not stop the others."""
-    start = time.monotonic()
+    """Does the work for each record; goes on if one cannot be measured."""
+    start = clock()
 
     def tell(record: Record, done: int, stage: str) -> None:
-        elapsed = time.monotonic() - start
+        elapsed = clock() - start
         left = elapsed * (len(records) - done) / done if done else None
         on_progress(Progress(done, len(records), record.problem, left, stage))
 
     for number, record in enumerate(records):
-        if budget is not None and time.monotonic() - start >= budget:
+        if budget is not None and clock() - start >= budget:
             result.left += records[number:]
             break
         reason: str | None = None

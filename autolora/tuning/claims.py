@@ -1,8 +1,8 @@
-"""What is to be measured, in which order, and which of it falls to this process.
+"""The list of problems to be measured, and the claims of the ranks on them.
 
-Without a cluster everything does. In one each rank goes through the same list and *claims* one
-problem after the other: it falls to the first that asks for it. So a fast rank does more than a
-slow one, and one that is lost takes along only what it has in hand.
+Without a cluster one process measures all of them. In a cluster each rank goes through the same
+list and *claims* one problem after the other; the first rank to claim a problem measures it. A fast
+rank thus measures more problems, and a rank that dies loses only the problem that it is measuring.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from autolora.tuning.budget import Budget
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A problem to be measured, and how: see :func:`~autolora.tuning.tuner.tune_problems`.
+    """A problem to be measured, and how; see :func:`~autolora.timing.measurement.measure_problem`.
 
     Args:
-        step: nanoseconds that a step along the reference graph takes about; 0 where nobody asks.
-        weight: how many layers pose the problem.
-        seconds: that it may take, with a budget.
+        step: estimated nanoseconds of a step along the reference graph; 0 if not needed.
+        weight: number of layers that pose the problem.
+        seconds: limit given by a budget.
     """
 
     problem: BaseProblem
@@ -44,33 +44,32 @@ class Job:
 
     @property
     def gain(self) -> float:
-        """What may be gained by measuring it, see :class:`~autolora.tuning.budget.Budget`."""
+        """What measuring it may gain, see :class:`~autolora.tuning.budget.Budget`."""
         return self.weight * self.step
 
 
 class Claims:
-    """The list of what is to be measured.
+    """The list of problems to be measured.
 
     Args:
-        budget: seconds for all of it.
-        cluster: the ranks that share it.
+        budget: for all of them.
+        cluster: the ranks that share them.
     """
 
     def __init__(self, budget: Budget | None, cluster: Cluster | None) -> None:
         self.budget, self.cluster = budget, cluster
-        self.late = False  # whether something was left since there was no time for it
+        self.late = False  # whether a job was skipped for lack of time
         self._jobs: list[Job] = []
-        self._gain = 0.0  # of the jobs that are on the list
+        self._gain = 0.0  # of the jobs on the list
 
     def add(self, job: Job) -> None:
         """Puts a job at the end of the list."""
         self._jobs.append(job)
 
     def sort(self) -> None:
-        """With a budget what promises most comes first, else in a cluster what takes longest.
+        """Sorts by gain if there is a budget, else by cost if there is a cluster.
 
-        The longest first, so that no rank begins it when the others have nothing left to do. One
-        process keeps the order in which the jobs were added.
+        The most expensive job comes first, so that no rank begins it last while the others wait.
         """
         if self.budget is not None:
             self._jobs.sort(key=lambda job: job.gain, reverse=True)
@@ -80,13 +79,13 @@ class Claims:
 
     @property
     def place(self) -> torch.device | None:
-        """The device of the next job, None where there is none."""
+        """The device of the next job, None if the list is empty."""
         return self._jobs[0].place if self._jobs else None
 
     def next(self, place: torch.device) -> Job | None:
-        """The next job on a device that falls to this process, and is taken from the list.
+        """Removes and returns the next job that this process claims.
 
-        None where there is none, or where another device has its turn first.
+        None if there is none, or if a job on another device comes first.
         """
         while self._jobs and self._jobs[0].place == place:
             job = self._jobs.pop(0)
@@ -94,33 +93,32 @@ class Claims:
             self._gain -= job.gain
             if granted is None:
                 self.late = True
-            elif self._falls_to_us(job.environment, job.problem):
+            elif self._claim(job.environment, job.problem):
                 return replace(job, effort=granted[0], seconds=granted[1])
         return None
 
     def family(self, environment: Environment, family: BaseProblem) -> bool:
-        """Whether the token counts between those of a family are this process's to add."""
-        return self._falls_to_us(environment, family, "family/")
+        """Claims a family of problems, whose token counts this process then adds."""
+        return self._claim(environment, family, "family/")
 
     def learn(self, job: Job, seconds: float) -> None:
-        """Notes what a job took."""
+        """Updates the budget with the time that a job took."""
         if self.budget is not None:
             self.budget.learn(job.effort, job.step, seconds, job.seconds or 0.0)
 
     def _granted(self, job: Job) -> tuple[str, float | None] | None:
-        """Its effort and its seconds."""
+        """Effort and seconds that the budget allows, None if no time is left."""
         if self.budget is None:
             return job.effort, None
         devices = 1 if self.cluster is None else self.cluster.device_count
         share = min(1.0, devices * job.gain / self._gain)
         return self.budget.next(share, job.step, job.effort)
 
-    def _falls_to_us(self, environment: Environment, problem: BaseProblem, kind: str = "") -> bool:
-        if self.cluster is None:
-            return True
-        return self.cluster.claim(f"{environment.id}/{kind}{dumps(problem.to_json())}")
+    def _claim(self, environment: Environment, problem: BaseProblem, kind: str = "") -> bool:
+        key = f"{environment.id}/{kind}{dumps(problem.to_json())}"
+        return self.cluster is None or self.cluster.claim(key)
 
 
 def cost(problem: BaseProblem) -> float:
-    """Grows with the time that a problem takes to measure."""
+    """A measure of the time that it takes to measure a problem."""
     return 1e9 + reference_graph(problem).flops(problem)

@@ -1,4 +1,4 @@
-"""``autolora.tune``: measuring a model, or problems, from Python."""
+"""``autolora.tune``: tunes a model, a recording or problems from Python."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class _Asked:
 
     Args:
         problems: to be measured.
-        device: on which; that of each problem's type unless given.
-        objective: what graphs are chosen for unless the caller says it.
-        model: whose layers are to use the new timings at once.
-        weights: how many layers pose each problem, or how often it was posed.
-        between: whether to tune between token counts too.
+        objective: default objective.
+        device: to measure on; None for the default device of each problem's type.
+        model: whose layers use the new timings immediately.
+        weights: number of layers or calls that pose each problem.
+        between: whether to add token counts where the winner changes.
     """
 
     problems: list[BaseProblem]
@@ -56,33 +56,33 @@ def tune(
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
-    The layers of a model that was passed, or recorded, use the new timings from their next call on;
-    not where the user has frozen them, see :func:`~autolora.freeze`.
-    Under an active ``torch.autocast`` a model is tuned for that autocast, without one for training
-    without; a recording is tuned for what was recorded.
+    The layers of a tuned or recorded model use the new timings from their next call on, unless the
+    user has frozen them (see :func:`~autolora.freeze`). A model is tuned for the ``torch.autocast``
+    that is active now, a recording for what was recorded.
 
     Args:
-        model_or_problems: a model with LoRA layers, PEFT's or ours, what ``autolora.record`` saw
-            of one, or problems.
+        model_or_problems: a model with LoRA layers (PEFT's or autolora's), a recording of
+            ``autolora.record``, or problems.
         tokens: rows that a layer gets in one step, usually batch size × sequence length; one or
-            several numbers, or a range ``"512:8192"``, which is tuned where its winners change.
-            Needed for a model, not allowed with a recording or problems.
+            several numbers, or a range such as ``"512:8192"``, in which counts are added where the
+            winner changes. Required for a model, not allowed otherwise.
         effort: ``"quick"``, ``"normal"`` or ``"thorough"``; ``"estimate"`` times and writes nothing
-            and gives what would run unmeasured.
-        budget: seconds for the whole run, most for the layers that take most time; what was not
-            begun by then is reported as unfinished.
-        cache: the file to write; the first of the search path unless given.
+            and returns the graphs that run without measurements.
+        budget: seconds for the whole run, most of them for the layers that take most time; problems
+            not begun by then are reported as unfinished.
+        cache: file to write; defaults to the first of the search path.
         objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``, see
-            :class:`~autolora.objective.Objective`. That of the model's layers unless given; for
-            problems that of the environment variable ``AUTOLORA_OBJECTIVE``, or time.
-        max_saved_bytes: that one call of a layer may keep for its backward pass; likewise.
+            :class:`~autolora.objective.Objective`. Defaults to that of the model's layers; for
+            problems to the environment variable ``AUTOLORA_OBJECTIVE``, then to time.
+        max_saved_bytes: limit on the bytes that one call of a layer keeps for its backward pass;
+            defaults as ``objective``.
 
     Returns:
-        The records measured now and those skipped.
+        The new records and those skipped.
 
     Raises:
-        AutoloraError: no LoRA layers, no tokens, nothing recorded, or an argument out of range;
-            unwritable cache.
+        AutoloraError: no LoRA layers, no tokens, nothing recorded, an argument out of range, or the
+            cache cannot be written.
     """
     given = objective_of(objective, max_saved_bytes)
     if isinstance(model_or_problems, nn.Module):

@@ -1,4 +1,4 @@
-"""What would run where nothing was measured, and what counting says about it. Nothing is timed."""
+"""Estimates: the graph that runs if a problem is not measured, its FLOPs and its saved bytes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from autolora.problem import BaseProblem
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The unmeasured choice for a problem, beside the reference graph.
+    """The unmeasured choice for a problem, compared with the reference graph.
 
     Args:
-        problem: what is computed.
-        graph: the name of the graph.
-        how: it was chosen, in words.
+        problem: of a layer.
+        graph: name of the graph.
+        how: description of how it was chosen.
         flops: of forward and backward.
         reference_flops: of the reference graph.
-        saved_bytes: kept from forward to backward.
-        reference_saved_bytes: by the reference graph.
+        saved_bytes: for the backward pass.
+        reference_saved_bytes: of the reference graph.
     """
 
     problem: BaseProblem
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(problem: BaseProblem, objective: Objective = TIME) -> Estimate:
-    """The graph that a layer runs for a problem that is in no cache."""
+    """The graph that a layer runs for a problem that is not in any cache."""
     graph, how = unmeasured_graph(problem, objective)
     reference = reference_graph(problem)
     return Estimate(

@@ -1,7 +1,7 @@
-"""Token counts to tune between two bounds: a ladder first, then where the winner changes.
+"""Chooses the token counts to tune between two bounds: more of them where the winner changes.
 
-Between two measured counts a lookup interpolates. That is worth nothing where both have the same
-winner, and may be wrong where they have not; so counts are added there until it is wrong by little.
+Between two measured counts a lookup interpolates times. If the counts have different winners, the
+interpolated choice may be wrong; so counts are added until the error is small.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from autolora.cache.lookup.lookup import Lookup
 from autolora.cache.records.record import Record
 from autolora.problem import BaseProblem
 
-LOSS = 0.02  # of a step's time, that a wrong choice may cost
+LOSS = 0.02  # share of a step's time that a wrong choice may cost
 
-_CLOSEST = 1.1  # times as many tokens: counts closer than this are not told apart
+_CLOSEST = 1.1  # smallest ratio of neighbouring counts
 
 Valid = Callable[[str, BaseProblem], bool]
 
 
 def risk(below: Record, above: Record) -> float:
-    """What choosing wrongly between two counts may cost, as a share of a step's time.
+    """The cost of a wrong choice between two counts, as a share of a step's time.
 
-    It is how much slower, at the worse of its two ends, the graph is that is nearly the fastest at
-    both. Where no other was timed at both, that is the reference graph.
+    It is the loss of the best compromise: the minimum over the graphs timed at both counts of their
+    larger slowdown relative to the winners.
     """
     if below.winner == above.winner:
         return 0.0
@@ -37,21 +37,21 @@ def risk(below: Record, above: Record) -> float:
 
 @dataclass(slots=True)
 class Ladder:
-    """The token counts of one problem: which to measure next.
+    """The token counts of one problem that are to be measured next.
 
     Args:
-        valid: whether a name is that of a graph which computes a problem.
+        valid: ``(name, problem)`` → whether the name is that of a valid graph.
     """
 
     valid: Valid
     _closed: set[tuple[int, int]] = field(default_factory=set)
-    _asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # the bounds that it halves
+    _asked: dict[int, tuple[int, int]] = field(default_factory=dict)  # count → its bounds
 
     def more(self, records: Mapping[int, Record]) -> list[int]:
-        """Counts at which choosing wrongly may cost more than 2 %, to be measured next.
+        """Counts to be measured next, since a wrong choice near them may cost more than 2 %.
 
-        Where a count was measured and the graph that would have been chosen there was nearly the
-        fastest, none is added on either side of it.
+        If the interpolated choice at a measured count was within 2 % of the fastest graph, no
+        counts are added between it and its neighbours.
 
         Args:
             records: of the counts measured so far.
@@ -72,12 +72,12 @@ class Ladder:
         return wanted
 
     def expected(self, tokens: int, records: Mapping[int, Record]) -> set[str]:
-        """The graphs that a measurement at a count should time: those it would be chosen from."""
+        """The graphs to time at a count: the winners of its neighbours and the interpolated one."""
         low, high = (records[bound] for bound in self._asked[tokens])
         return {low.winner, high.winner, self._interpolated(low, high, tokens)}
 
     def _foreseen(self, below: Record, above: Record, middle: Record) -> bool:
-        """Whether what would have been chosen between two counts is nearly the fastest there."""
+        """Whether the interpolated choice between two counts is nearly the fastest there."""
         times = _relative(middle)
         graph = self._interpolated(below, above, middle.problem.tokens)
         return graph in times and times[graph] <= 1 + LOSS
@@ -90,5 +90,5 @@ class Ladder:
 
 
 def _relative(record: Record) -> dict[str, float]:
-    """Times of the graphs that may be used, over the winner's."""
+    """Times of the usable graphs, relative to the winner's."""
     return {c.graph: (c.median_ns or 0) / record.median_ns for c in record.usable}

@@ -1,4 +1,4 @@
-"""What a tuning run tells: where it stands, and what it did."""
+"""Progress and result of a tuning run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from autolora.tuning.estimate import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a tuning run stands.
+    """The progress of a tuning run.
 
     Args:
-        done: problems finished.
-        total: problems to be measured, as far as known.
-        problem: the one at hand.
+        done: number of problems finished.
+        total: number of problems to be measured, as far as known.
+        problem: the current one.
         seconds_left: estimate for the rest, None before the first is finished.
         stage: ``"screen"``, ``"race"`` or ``"done"``.
     """
@@ -36,19 +36,19 @@ class Progress:
 
 @dataclass(slots=True)
 class TuneResult:
-    """What a tuning run did.
+    """The result of a tuning run.
 
     Args:
-        path: the cache file written.
-        records: measured now.
-        skipped: already in the cache.
-        unfinished: not measured, since the budget was spent or the run was interrupted.
-        failed: could not be measured, each with the reason.
+        path: of the cache file written.
+        records: measured in this run; with several ranks those of this rank's environment.
+        skipped: records that were in the cache.
+        unfinished: problems not measured, since the budget was spent or the run was interrupted.
+        failed: problems that could not be measured, each with the reason.
         interrupted: by Ctrl-C.
-        estimates: what would run unmeasured, for the effort ``"estimate"``, which writes nothing.
-        shares: what each rank did, where several shared the problems; then the records are those of
-            this rank's environment. Rank 0 alone has them, and all records.
-        parted: whether this rank had to write its records itself, since rank 0 was lost.
+        estimates: graphs that run without measurements, for the effort ``"estimate"``.
+        shares: what each rank did, if several shared the problems; only on rank 0, as are the
+            records of all ranks.
+        parted: whether this rank wrote its records itself because rank 0 was lost.
     """
 
     path: Path
@@ -63,17 +63,17 @@ class TuneResult:
 
     @property
     def noisy(self) -> list[Record]:
-        """Those measured now that the next run measures again."""
+        """New records that are too noisy, so that the next run measures them again."""
         return [record for record in self.records if record.conditions.get("noisy")]
 
     @property
     def disturbed(self) -> list[Record]:
-        """Those measured now while other processes kept the machine busy."""
+        """New records that were measured while other processes kept the machine busy."""
         return [r for r in self.records if disturbed(r.conditions, torch.device(r.problem.device))]
 
     @property
     def undecided(self) -> list[float]:
-        """By which share another graph may be faster than a winner, each above 1 %, undisturbed."""
+        """By how much another graph may be faster than an undisturbed winner, if more than 1 %."""
         busy = self.disturbed
         found = [r.conditions.get("within") for r in self.records if r not in busy]
         return [share for share in found if isinstance(share, float) and share > EVEN]

@@ -1,4 +1,4 @@
-"""Tuning: which problems are to be measured, in which order and how hard; each is published."""
+"""Tunes problems: decides which to measure, in which order and with which effort."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from autolora.cache.files.store import search_path
-from autolora.cache.lookup.choice import lacks
-from autolora.cache.records.record import EFFORTS as RANKS
+from autolora.cache.files.paths import search_path
+from autolora.cache.lookup.choice import not_tuned_for
+from autolora.cache.records.precedence import EFFORTS as RANKS
 from autolora.cache.records.record import Record
 from autolora.cluster.liveness import STUCK_TIMES
 from autolora.cluster.messages import Message
 from autolora.cluster.ranks import Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.kinds import find_graph, reference_graph
 from autolora.objective import TIME, Objective
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.timing.clock import is_out_of_memory, released
 from autolora.timing.device import device_for, flops_per_ns, turn_on
 from autolora.timing.effort import EFFORTS, ESTIMATE
@@ -36,11 +36,11 @@ from autolora.tuning.result import Progress, TuneResult
 
 logger = logging.getLogger("autolora")
 
-_FULL = "out of memory"
+_OUT_OF_MEMORY = "out of memory"
 
 
 def tune_problems(
-    problems: Sequence[Problem],
+    problems: Sequence[BaseProblem],
     *,
     effort: str = "normal",
     budget: float | None = None,
@@ -50,35 +50,36 @@ def tune_problems(
     on_progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
     objective: Objective | Sequence[Objective] = TIME,
-    weights: Mapping[Problem, int] | None = None,
+    weights: Mapping[BaseProblem, int] | None = None,
     between: bool = False,
     cluster: Cluster | None = None,
 ) -> TuneResult:
-    """Measures problems and publishes each record as soon as it is there.
+    """Measures problems and writes each record to the cache file as soon as it is measured.
 
     Args:
-        problems: to be measured; those that the cache file holds already are skipped. One that it
-            holds of lower effort, or not for these objectives, is measured again, but for those of
-            its graphs that were clearly beaten.
-        effort: key of :data:`~autolora.timing.effort.EFFORTS`, or ``"estimate"``: nothing is timed
-            and nothing written.
-        budget: seconds for the whole run, shared by what may be gained, see
-            :class:`~autolora.tuning.budget.Budget`; problems not begun by then are left unfinished.
-        cache: the file to write, the first of the search path unless given.
-        force: measure also what the file holds, and all of it.
-        device: on which; that of each problem's type unless given.
-        on_progress: told whenever a problem enters a stage.
+        problems: to be measured. Those in the cache file are skipped, unless their record has a
+            lower effort or is not for these objectives; then graphs that were clearly beaten are
+            not timed again.
+        effort: key of :data:`~autolora.timing.effort.EFFORTS`, or ``"estimate"``, which times and
+            writes nothing.
+        budget: seconds for the whole run, see :class:`~autolora.tuning.budget.Budget`; problems not
+            begun by then are unfinished.
+        cache: file to write; defaults to the first of the search path.
+        force: measure all problems and all graphs, whatever the file contains.
+        device: to measure on; defaults to that of each problem's type.
+        on_progress: called whenever a problem enters a stage.
         seed: of the data and of the order of the race.
-        objective: what the graphs are chosen for, one or several. A problem that is in the cache
-            file, but not for these, is measured for those of the known record too and with its
-            effort if that is higher, so that the new record serves whatever the old one did.
-        weights: how many layers pose each problem, for sharing the budget; one unless given.
-        between: measure also between two token counts of a problem where the winner changes.
-        cluster: the ranks that share the problems, each measuring them on the device that it was
-            given. Rank 0 alone writes, and knows what all did.
+        objective: what the graphs are chosen for, one or several. A problem whose record is for
+            others is measured for those too and with its effort if that is higher, so that the new
+            record can replace the old one.
+        weights: number of layers that pose each problem, to share the budget; defaults to one.
+        between: add token counts of a problem where the winner changes.
+        cluster: the ranks that share the problems; each measures on its own device. Only rank 0
+            writes, and only its result covers all ranks.
 
     Raises:
-        AutoloraError: unknown effort, a budget that is none, no such device, unwritable cache.
+        AutoloraError: unknown effort, invalid budget, no such device, or the cache cannot be
+            written.
     """
     if effort not in RANKS:
         raise AutoloraError(f"effort must be one of {', '.join(RANKS)}, not {effort!r}")
@@ -105,13 +106,14 @@ def tune_problems(
     except KeyboardInterrupt:
         run.result.interrupted = True
     run.publisher.close(run.result)
-    run.result.unfinished = run.unfinished
+    measured = {record.problem for record in run.result.records}
+    run.result.unfinished = [problem for problem in run.open if problem not in measured]
     return run.result
 
 
 @dataclass(slots=True)
 class _Family:
-    """A problem at several token counts: on which device, at which, and at which next."""
+    """A problem at several token counts."""
 
     place: torch.device
     counts: list[int] = field(default_factory=list)
@@ -119,17 +121,17 @@ class _Family:
 
 
 class _Run:
-    """A tuning run: what is to be done, and what was."""
+    """The state of a tuning run."""
 
     def __init__(
         self,
         path: Path,
-        problems: Sequence[Problem],
+        problems: Sequence[BaseProblem],
         effort: str,
         asked: tuple[Objective, ...],
         force: bool,
         seed: int,
-        weights: Mapping[Problem, int],
+        weights: Mapping[BaseProblem, int],
         claims: Claims,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -137,46 +139,42 @@ class _Run:
         self.weights, self.claims, self.cluster = weights, claims, claims.cluster
         self.on_progress = on_progress
         self.result = TuneResult(path)
-        self.seen: set[Problem] = set()
-        self.done: set[Problem] = set()
-        self.open: dict[Problem, None] = {}  # not measured yet, by whomever
+        self.seen: set[BaseProblem] = set()
+        self.done: set[BaseProblem] = set()
+        self.open: dict[BaseProblem, None] = {}  # not measured yet by any rank
         self.start = time.monotonic()
-        self.spent = 0.0  # of the costs of what is done
-        self.publisher = Publisher(path, problems, self.cluster, self._hear)
-
-    @property
-    def unfinished(self) -> list[Problem]:
-        """What nobody has measured."""
-        done = {record.problem for record in self.result.records}
-        return [problem for problem in self.open if problem not in done]
+        self.spent = 0.0  # cost of the finished problems
+        self.publisher = Publisher(path, problems, self.cluster, self._on_message)
 
     def add(
-        self, problem: Problem, place: torch.device, also: frozenset[str] = frozenset()
+        self, problem: BaseProblem, place: torch.device, also: frozenset[str] = frozenset()
     ) -> None:
-        """Puts a problem on the list, unless it was there or the cache holds it already."""
+        """Adds a problem to the list, unless it was added before or the cache already has it."""
         if problem in self.seen:
             return
         self.seen.add(problem)
         environment = Environment.of(place)
         old = self.publisher.store.find(problem, environment)
-        hard, wanted = self.effort, self.asked
+        effort, wanted = self.effort, self.asked
         if old is not None:
-            lacking = any(lacks(old, each) for each in self.asked)
+            lacking = any(not_tuned_for(old, each) for each in self.asked)
             enough = RANKS.index(old.effort) >= RANKS.index(self.effort)
             if enough and not lacking and not self.force:
                 self.result.skipped.append(old)
                 return
-            hard = old.effort if enough and lacking else self.effort
+            effort = old.effort if enough and lacking else self.effort
             wanted += tuple(map(Objective, old.objectives))
         known = None if self.force else old
-        asks = self.claims.budget is not None or self.cluster is not None
-        step = _step_ns(problem, place) if asks else 0.0
+        step = 0.0
+        if self.claims.budget is not None or self.cluster is not None:
+            flops = reference_graph(problem).flops(problem)
+            step = flops / flops_per_ns(place, problem.dtype)
         weight = self.weights.get(problem, 1)
-        self.claims.add(Job(problem, place, environment, hard, wanted, known, also, step, weight))
+        self.claims.add(Job(problem, place, environment, effort, wanted, known, also, step, weight))
         self.open[problem] = None
 
     def go(self) -> None:
-        """Measures what is on the list, as far as it falls to this process."""
+        """Measures the problems on the list that this process claims."""
         self.claims.sort()
         while (place := self.claims.place) is not None:
             with turn_on(place, self.publisher.is_cut_off):
@@ -186,9 +184,9 @@ class _Run:
             if self.cluster is not None:
                 self.cluster.yield_device()
 
-    def refine(self, places: Mapping[Problem, torch.device]) -> None:
-        """Adds token counts where the winner changes, until little can be lost between them."""
-        families: dict[Problem, _Family] = {}
+    def refine(self, places: Mapping[BaseProblem, torch.device]) -> None:
+        """Adds token counts where the winner changes, and measures them."""
+        families: dict[BaseProblem, _Family] = {}
         for problem, place in places.items():
             families.setdefault(problem.at(1), _Family(place)).counts.append(problem.tokens)
         if self.cluster is not None:
@@ -199,32 +197,30 @@ class _Run:
                     self._grow({problem: families[problem]})
             if not self.publisher.writes:
                 return
-            self.publisher.wait_for_same_environment()  # so that what they added is known
+            self.publisher.wait_for_same_environment()  # to know the counts that they added
         self._grow(families)
 
-    def _grow(self, families: Mapping[Problem, _Family]) -> None:
+    def _grow(self, families: Mapping[BaseProblem, _Family]) -> None:
         grown = True
         while grown and not self.claims.late:
             grown = False
             for problem, family in families.items():
-                records = self._known(problem, family)
+                found = self.publisher.store.same_but_tokens(problem, Environment.of(family.place))
+                records = {count: found[count] for count in family.counts if count in found}
                 for tokens in family.ladder.more(records):
-                    if tokens not in family.counts:  # else it could not be measured
+                    if tokens not in family.counts:  # otherwise measuring it failed
                         family.counts.append(tokens)
                         also = frozenset(family.ladder.expected(tokens, records))
                         self.add(problem.at(tokens), family.place, also)
                         grown = True
             self.go()
 
-    def _known(self, problem: Problem, family: _Family) -> dict[int, Record]:
-        found = self.publisher.store.same_but_tokens(problem, Environment.of(family.place))
-        return {count: found[count] for count in family.counts if count in found}
-
     def _measure(self, job: Job) -> None:
-        """A job, and its record into the file."""
+        """Measures a job and publishes its record."""
         problem, reason = job.problem, ""
         if self.cluster is not None:
-            self.cluster.start_problem(STUCK_TIMES * EFFORTS[job.effort].expected(job.step))
+            expected = max(EFFORTS[job.effort].expected(job.step), job.seconds or 0.0)
+            self.cluster.start_problem(STUCK_TIMES * expected)
         try:
             record = measure_problem(
                 problem,
@@ -236,6 +232,7 @@ class _Run:
                 objective=job.objectives,
                 known=job.known,
                 also=job.also | self.publisher.winners_near(problem, job.environment),
+                seconds=job.seconds,
             )
             self.publisher.keep(record)
         except AutoloraError as error:
@@ -245,8 +242,8 @@ class _Run:
             if not is_out_of_memory(error):
                 raise
             logger.warning("autolora: %s does not fit the memory of %s", problem, job.place)
-            reason = _FULL
-        if reason == _FULL:  # and the error, which held the tensors, is gone
+            reason = _OUT_OF_MEMORY
+        if reason == _OUT_OF_MEMORY:  # after the except clause, whose error refers to the tensors
             released(job.place)
         if reason:
             self.publisher.fail(problem, reason)
@@ -255,22 +252,22 @@ class _Run:
             self.claims.learn(job, record.seconds)
             self._settle(problem, record)
 
-    def _hear(self, message: Message) -> None:
-        """What another rank has measured, or could not."""
+    def _on_message(self, message: Message) -> None:
+        """Handles the message of another rank that a problem was measured or failed."""
         problem, reason = message.problem, f"{message.reason} (rank {message.rank})"
         if self.cluster is None or not self.cluster.is_same_environment(message.rank):
             if (problem, reason) not in self.result.failed:
                 self.result.failed.append((problem, reason))
         elif problem in self.done:
-            pass  # heard before
+            pass  # a repeated message
         elif self.publisher.writes:
             self._settle(problem, message.record, reason)
         else:
             self.seen.add(problem)
             self.open.pop(problem, None)
 
-    def _settle(self, problem: Problem, record: Record | None, reason: str = "") -> None:
-        """A problem is done."""
+    def _settle(self, problem: BaseProblem, record: Record | None, reason: str = "") -> None:
+        """Marks a problem as done."""
         self.seen.add(problem)
         self.done.add(problem)
         self.open.pop(problem, None)
@@ -281,7 +278,7 @@ class _Run:
             self.result.failed.append((problem, reason))
         self._tell(problem, "done")
 
-    def _tell(self, problem: Problem, stage: str) -> None:
+    def _tell(self, problem: BaseProblem, stage: str) -> None:
         if self.on_progress is not None:
             done = len(self.result.records) + len(self.result.failed)
             elapsed, left = time.monotonic() - self.start, sum(map(cost, self.open))
@@ -289,10 +286,5 @@ class _Run:
             self.on_progress(Progress(done, done + len(self.open), problem, seconds, stage))
 
 
-def _is_valid(name: str, problem: Problem) -> bool:
+def _is_valid(name: str, problem: BaseProblem) -> bool:
     return find_graph(name, problem) is not None
-
-
-def _step_ns(problem: Problem, place: torch.device) -> float:
-    """What a step along the reference graph takes about."""
-    return reference_graph(problem).flops(problem) / flops_per_ns(place, problem.dtype)
