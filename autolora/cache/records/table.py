@@ -46,15 +46,19 @@ class Key(NamedTuple):
     @classmethod
     def of_line(cls, line: str) -> Key | None:
         """The key of a line that is written as :attr:`Record.line` writes; else None."""
-        named = _KIND.match(line)
+        named = _KIND.match(line) if line.startswith(_NAMED) else None
         kind = KINDS.get(named[1] if named else DEFAULT_KIND)
-        match = None if kind is None else _head(kind).match(line)
-        if match is None or not line.endswith("}"):
+        if kind is None or not line.endswith("}"):
             return None
-        before, tokens, after, rest, environment = match.groups()
-        sizes = tuple(map(int, _NUMBER.findall(before + after)))
+        head, place = _head(kind)
+        match = head.match(line)
+        if match is None:
+            return None
+        *sizes, rest, environment = match.groups()
+        numbers = list(map(int, sizes))
+        tokens = numbers.pop(place)
         prefix = f',"kind":"{named[1]}"' if named else ""
-        return cls(sizes, prefix + rest, int(tokens), environment)
+        return cls(tuple(numbers), prefix + rest, tokens, environment)
 
     @property
     def family(self) -> Family:
@@ -83,28 +87,19 @@ def family_of(problem: BaseProblem) -> Family:
     return tuple(sizes.values()), f",{dumps(rest)[1:]}"
 
 
+_NAMED = '{"problem":{"kind":'
 _KIND = re.compile(r'\{"problem":\{"kind":"(\w+)",', re.ASCII)
-_NUMBER = re.compile(r":(\d+)", re.ASCII)
 
 
 @lru_cache(maxsize=64)
-def _head(kind: type[BaseProblem]) -> re.Pattern[str]:
-    """How the line of a record begins: sizes, the tokens among them, other fields, environment."""
+def _head(kind: type[BaseProblem]) -> tuple[re.Pattern[str], int]:
+    """How a record's line begins, with a group for each size, and the place of the tokens there."""
     sizes = size_names(kind)
-    place = sizes.index("tokens")
-    before = "".join(f"{_size(name)}," for name in sizes[:place])
-    after = "".join(f",{_size(name)}" for name in sizes[place + 1 :])
-    rest = ",".join(rf'"{name}":{_VALUE}' for name in field_names(kind) if name not in sizes)
     named = "" if kind.kind == DEFAULT_KIND else rf'"kind":"{kind.kind}",'
-    return re.compile(
-        rf'\{{"problem":\{{{named}({before})"tokens":([1-9]\d{{0,15}})({after})(,{rest}\}})'
-        r',"environment":"([0-9a-f]{12})",',
-        re.ASCII,
-    )
-
-
-def _size(name: str) -> str:
-    return rf'"{name}":[1-9]\d{{0,15}}'
+    numbers = ",".join(rf'"{name}":([1-9]\d{{0,15}})' for name in sizes)
+    rest = ",".join(rf'"{name}":{_VALUE}' for name in field_names(kind) if name not in sizes)
+    pattern = rf'\{{"problem":\{{{named}{numbers}(,{rest}\}}),"environment":"([0-9a-f]{{12}})",'
+    return re.compile(pattern, re.ASCII), sizes.index("tokens")
 
 
 class Table:
