@@ -1,5 +1,6 @@
 """Kinds of models: capture lists what a real training step of each asks its layers for."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -152,6 +153,10 @@ STACKED = {
 }
 
 
+SEPARATE = ("mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3")  # experts in transformers 4
+transformers_version = importlib.metadata.version("transformers")
+
+
 def captured(config, folder, **options):
     """What is captured of a configuration, and what a training step of its model asked for."""
     pytest.importorskip("transformers")
@@ -169,6 +174,10 @@ def captured(config, folder, **options):
 def test_a_kind_of_model(tmp_path, kind):
     config, tokens = KINDS[kind]
     found, asked = captured(config, tmp_path)
+    if kind in SEPARATE and transformers_version < "5":  # its counts vary: see below
+        assert found.varying
+        assert all(".experts." in name for name in found.varying)
+        return
     assert set(found.layers) == asked
     assert {problem.tokens for problem in found.problems} == tokens
     assert found.varying == {}
@@ -194,9 +203,10 @@ def test_images_of_no_fixed_size_are_not_shown(tmp_path):
         **looking("qwen2_vl", "qwen2_vl_text", ""),
         "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
     }
-    config["text_config"] |= {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    }
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config["text_config"]["rope_parameters"] = rope
+    if transformers_version < "5":
+        config["text_config"]["rope_scaling"] = rope
     found, asked = captured(config, tmp_path)
     assert set(found.layers) == asked
     assert {why for _, why in found.left} == {"not called"}
