@@ -230,10 +230,8 @@ def _in_doubt(
     first = {verdict.first, verdict.winner}
     stay = [name for name in finalists if name in first or not is_known(name)]
     rivals = [name for name in stay if name in able]
-    if baseline not in stay and not all(
-        _beats(name, baseline, samples, confirmed) for name in rivals
-    ):
-        stay.append(baseline)  # any of these must beat it to win
+    if baseline not in stay and not all(_beats(n, baseline, samples, confirmed) for n in rivals):
+        stay.append(baseline)  # which the winner must beat
     return stay
 
 
