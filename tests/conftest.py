@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 
@@ -6,9 +7,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
-from autolora.nn import defaults, dispatch, strict, unmeasured
+from autolora.nn import defaults, dispatch, strict
 from autolora.timing import clock, conditions, measurement
+
+# Laws hold on a busy machine too: nothing is judged by the time that it takes.
+settings.register_profile(
+    "busy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
+
+
+def pytest_collection_finish():
+    """What the imports made stays to the end: no collection of garbage need look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +37,11 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(strict, "_told", None)
     defaults.forget_warnings()
     strict._meaning.cache_clear()
-    unmeasured.forget_notices()
-    torch.manual_seed(0)
+    strict.forget_notices()
+    # torch.manual_seed also queues calls for devices not in use, each with a formatted stack
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     yield
     dispatch.refresh()
 

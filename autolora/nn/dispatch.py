@@ -27,8 +27,7 @@ from autolora.graphs.source import executable
 from autolora.nn.layer_state import MOST_SHARED, Choice, Chooser, LayerState, layer_states
 from autolora.nn.layer_tensors import PLAIN
 from autolora.nn.statement import problem_of
-from autolora.nn.strict import is_strict, miss_detail, miss_error
-from autolora.nn.unmeasured import notice_unmeasured
+from autolora.nn.strict import is_strict, miss_detail, miss_error, notice_unmeasured
 from autolora.objective import Objective
 from autolora.problem import BaseProblem, Problem
 

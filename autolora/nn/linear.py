@@ -154,14 +154,12 @@ class LoRALinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight; some models read its dtype or device."""
-        weight: Tensor = self.base_layer.weight
-        return weight
+        return self.base_layer.weight  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
-        bias: Tensor | None = self.base_layer.bias
-        return bias
+        return self.base_layer.bias  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Rank, alpha and dropout, for ``print(model)``."""

@@ -1,4 +1,7 @@
-"""Strict mode: a miss in training is an error, and records of other environments are not used."""
+"""What a miss leads to: one warning with the command that tunes the problem, or an error.
+
+In strict mode a miss in training is an error, and records of other environments are not used.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from autolora.cache.lookup.lookup import Lookup
 from autolora.environment import Environment
 from autolora.errors import AutoloraError, MissError
 from autolora.nn.layer_state import forget
-from autolora.nn.unmeasured import tuning_commands
 from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
 
@@ -23,6 +25,8 @@ _LAX = ("miss", "other-environment")  # reasons that strict mode does not allow
 logger = logging.getLogger("autolora")
 
 _told: bool | None = None  # the argument of strict(); None: use the environment variable
+_noticed: set[tuple[str, str, str, str]] = set()
+forget_notices = _noticed.clear  # so that misses are reported again
 
 
 def strict(on: bool = True) -> AbstractContextManager[object]:
@@ -64,6 +68,38 @@ def strict(on: bool = True) -> AbstractContextManager[object]:
 def is_strict() -> bool:
     """Whether strict mode is on now."""
     return _meaning(os.environ.get(VARIABLE, "").strip()) if _told is None else _told
+
+
+def notice_unmeasured(problem: BaseProblem, objective: Objective, lack: str = "") -> None:
+    """Warns once per rank, dtype, device and objective that a problem should be tuned.
+
+    Args:
+        problem: without timings for the objective.
+        objective: of the layer.
+        lack: which objectives the timings of the problem are for, ``""`` if there are none.
+    """
+    kind = (problem.tune_options, problem.traits, problem.device, str(objective))
+    if kind in _noticed:
+        return
+    _noticed.add(kind)
+    what = f"no timings for {problem}; its graph is chosen by FLOPs and bytes"
+    logger.warning(
+        "autolora: %s. To measure instead: %s, or ahead of time: %s",
+        f"the timings for {problem} are {lack}" if lack else what,
+        *tuning_commands(problem, objective),
+    )
+
+
+def tuning_commands(problem: BaseProblem, objective: Objective) -> tuple[str, str]:
+    """The Python call and the shell command that measure a problem."""
+    options = "" if objective.kind == "time" else f" --objective {objective.kind}"
+    if objective.max_saved_bytes is not None:
+        options += f" --max-saved-bytes {objective.max_saved_bytes}"
+    return (
+        f"autolora.tune(model, tokens={problem.tokens})",
+        f"autolora tune MODEL {problem.tune_options} "
+        f"--device {problem.device} --tokens {problem.tokens}{options}",
+    )
 
 
 def miss_detail(problem: BaseProblem, how: str, strict: bool) -> str:

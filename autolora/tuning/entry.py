@@ -25,21 +25,12 @@ from autolora.tuning.tuner import tune_problems
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is to be tuned.
-
-    Args:
-        problems: to be measured.
-        objective: default objective.
-        device: to measure on; None for the default device of each problem's type.
-        model: whose layers use the new timings immediately.
-        weights: number of layers or calls that pose each problem.
-        between: whether to add token counts where the winner changes.
-    """
+    """The arguments of :func:`~autolora.tuning.tuner.tune_problems` for a target."""
 
     problems: list[BaseProblem]
-    objective: Objective | list[Objective]
+    objective: Objective | list[Objective]  # unless the caller gives another
     device: torch.device | None = None
-    model: nn.Module | None = None
+    model: nn.Module | None = None  # whose layers use the new timings immediately
     weights: Mapping[BaseProblem, int] | None = None
     between: bool = False
 
@@ -118,8 +109,7 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
             f"this {type(model).__name__} has no LoRA layer that can be tuned"
             + "".join(f"; {name}: {reason}" for name, reason in left_layers(model)[:3])
         )
-    device = layers[0].device
-    if device.type not in DEVICES:
+    if (device := layers[0].device).type not in DEVICES:
         raise AutoloraError(
             f"the model is on {device}; move it to the {' or '.join(DEVICES)} device that will "
             "train it, or tune ahead with the command autolora tune"

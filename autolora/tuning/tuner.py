@@ -29,10 +29,9 @@ from autolora.timing.effort import EFFORTS, ESTIMATE
 from autolora.timing.measurement import measure_problem
 from autolora.tuning.budget import Budget
 from autolora.tuning.claims import Claims, Job, cost
-from autolora.tuning.estimate import estimate
 from autolora.tuning.ladder import Ladder
 from autolora.tuning.publishing import Publisher
-from autolora.tuning.result import Progress, TuneResult
+from autolora.tuning.result import Progress, TuneResult, estimate
 
 logger = logging.getLogger("autolora")
 

@@ -11,7 +11,7 @@ from autolora.capture.capture import Capture
 from autolora.cli.output.console import clean, print_json, print_line, print_lines, print_paragraph
 from autolora.cli.output.figures import align, count, percent, size
 from autolora.cli.output.tables import sections
-from autolora.tuning.estimate import Estimate
+from autolora.tuning.result import Estimate
 
 _HEADS = ("layer", "tokens", "grads", "layers", "FLOPs over PEFT's", "keeps", "PEFT keeps")
 
