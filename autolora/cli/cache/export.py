@@ -9,15 +9,8 @@ from typing import Any
 
 from autolora.cache.files.paths import search_path
 from autolora.cache.joining import Joined, join, save
+from autolora.cli.cache import files
 from autolora.cli.cache.environments import listing, select
-from autolora.cli.cache.files import (
-    CacheFile,
-    find_files,
-    output_path,
-    print_cache,
-    read_sources,
-    warn_invalid,
-)
 from autolora.cli.output.console import print_json, print_line
 from autolora.cli.output.figures import count
 from autolora.cli.output.tables import environment_line, environments_json
@@ -26,9 +19,9 @@ from autolora.errors import AutoloraError
 
 def run(options: Namespace) -> int:
     """Writes the records of some environments as a cache file."""
-    out = output_path(options.output)
-    joined = join(read_sources(_files(options.files), {}))
-    warn_invalid(joined)
+    out = files.output_path(options.output)
+    joined = join(files.read_sources(_files(options.files), {}))
+    files.warn_invalid(joined)
     environments = select(options.environment, joined.environments)
     wanted = {environment.id for environment in environments}
     keys = (key for key in joined.table.lines if key.environment in wanted)
@@ -39,7 +32,7 @@ def run(options: Namespace) -> int:
             f"no records of {named}; there are records of:{listing(joined.environments)}"
         )
     if out is None:
-        print_cache(exported)
+        files.print_cache(exported)
         return 0
     total = len(save(exported, out).records)
     if options.json:
@@ -52,14 +45,14 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _files(words: list[str]) -> list[CacheFile]:
+def _files(words: list[str]) -> list[files.CacheFile]:
     """The named files, or the existing ones of the search path."""
     if words:
-        return find_files(words)
-    files = [CacheFile(str(path), path) for path in search_path() if path.exists()]
-    if not files:
+        return files.find_files(words)
+    inputs = [files.CacheFile(str(path), path) for path in search_path() if path.exists()]
+    if not inputs:
         raise AutoloraError("no cache file of the search path exists; 'autolora tune' creates one")
-    return files
+    return inputs
 
 
 def _json(exported: Joined, out: Path, total: int) -> dict[str, Any]:

@@ -12,15 +12,7 @@ from autolora.cache.files.disk import Unreadable, read
 from autolora.cache.joining import Conflict, Contribution, Joined, Source, join, save
 from autolora.cache.records.document import NewerSchema, parse
 from autolora.cache.records.precedence import EFFORTS, TEXT
-from autolora.cli.cache.files import (
-    CacheFile,
-    find_files,
-    key_json,
-    output_path,
-    print_cache,
-    read_sources,
-    warn_invalid,
-)
+from autolora.cli.cache import files
 from autolora.cli.output.console import print_json, print_line, print_lines
 from autolora.cli.output.figures import count, first_lines
 from autolora.cli.output.tables import environments_json
@@ -29,24 +21,22 @@ from autolora.errors import AutoloraError
 
 def run(options: Namespace) -> int:
     """Joins files, writes the result, and prints what each file contributed."""
-    out = output_path(options.output)
+    out = files.output_path(options.output)
     if out is None and options.json:
         raise AutoloraError(
             "--json and the merged file cannot both go to standard output; use -o FILE"
         )
-    files = find_files(options.files)
+    inputs = files.find_files(options.files)
     if out is not None:  # which is read first, as it was
         place = os.path.realpath(out)
-        files = [
-            file for file in files if file.path is None or os.path.realpath(file.path) != place
-        ]
+        inputs = [each for each in inputs if not each.path or os.path.realpath(each.path) != place]
     left_out: dict[str, str] = {}
-    joined = join(_sources(out, files, left_out))
+    joined = join(_sources(out, inputs, left_out))
     if not joined.contributions:
         raise AutoloraError(f"{out} cannot be used, and there is nothing else to join")
-    warn_invalid(joined)
+    files.warn_invalid(joined)
     if out is None:
-        print_cache(joined)
+        files.print_cache(joined)
         return 0
     total = len(save(joined, out).records)
     if options.json:
@@ -57,12 +47,12 @@ def run(options: Namespace) -> int:
 
 
 def _sources(
-    out: Path | None, files: list[CacheFile], left_out: dict[str, str]
+    out: Path | None, inputs: list[files.CacheFile], left_out: dict[str, str]
 ) -> Iterator[Source]:
     """The file to write, if it exists, then the inputs."""
     if out is not None and (present := _present(out)) is not None:
         yield present
-    yield from read_sources(files, left_out, lenient=True)
+    yield from files.read_sources(inputs, left_out, lenient=True)
 
 
 def _present(out: Path) -> Source | None:
@@ -103,7 +93,7 @@ def _json(joined: Joined, out: Path, total: int, left_out: Mapping[str, str]) ->
 
 def _conflict_json(conflict: Conflict) -> dict[str, Any]:
     return {
-        **key_json(conflict.key),
+        **files.key_json(conflict.key),
         "winner": conflict.winner,
         "loser": conflict.loser,
         "decided_by": conflict.decided_by,

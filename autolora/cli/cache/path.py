@@ -151,11 +151,9 @@ def _about(layer: _Layer, machine: Sequence[Environment]) -> list[str]:
         return [f"{layer.role}; not there"]
     lines = [f"{layer.role}; {count(sum(layer.records.values()), 'record')}"]
     if layer.records:
-        lines += [_fitting(layer, environment) for environment in machine]
+        for environment in machine:
+            related = layer.related(environment)
+            also = f", {related} of the same device in others" if related else ""
+            place = f"environment {environment.id} ({environment.device})"
+            lines.append(f"{layer.fitting(environment)} of {place}{also}")
     return [*lines, f"damaged: {layer.damage}"] if layer.damage else lines
-
-
-def _fitting(layer: _Layer, environment: Environment) -> str:
-    fitting, related = layer.fitting(environment), layer.related(environment)
-    also = f", {related} of the same device in others" if related else ""
-    return f"{fitting} of environment {environment.id} ({environment.device}){also}"

@@ -15,16 +15,8 @@ from autolora.cache.files.store import TimingCache
 from autolora.cache.joining import Joined, join, save
 from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key
+from autolora.cli.cache import files
 from autolora.cli.cache.environments import select
-from autolora.cli.cache.files import (
-    CacheFile,
-    find_files,
-    key_json,
-    output_path,
-    print_cache,
-    read_sources,
-    warn_invalid,
-)
 from autolora.cli.output.console import print_json, print_lines, print_status
 from autolora.cli.output.figures import count
 from autolora.cli.output.tables import environment_line, environments_json
@@ -37,7 +29,7 @@ Keep = Callable[[Record], bool]
 def run(options: Namespace) -> int:
     """Removes records from a file, and prints how many are removed and kept."""
     file, out = _files(options)
-    joined = join(read_sources([file], {}))
+    joined = join(files.read_sources([file], {}))
     environments = select(options.keep_environment, joined.environments)
     keep = _condition(environments, options.older_than)
     removed = [record for record in joined.records if not keep(record)]
@@ -53,7 +45,7 @@ def run(options: Namespace) -> int:
         elif removed:
             removed, kept = _rewrite(file.path, keep)
     if options.dry_run or file.path is None or not removed:  # rewriting warns by itself
-        warn_invalid(joined)
+        files.warn_invalid(joined)
     to_stdout = file.path is None and out is None and not options.dry_run
     name = "standard output" if to_stdout else options.output or file.name
     if options.json:
@@ -66,7 +58,7 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _files(options: Namespace) -> tuple[CacheFile, Path | None]:
+def _files(options: Namespace) -> tuple[files.CacheFile, Path | None]:
     """The file to prune, and the file to write if it is standard input.
 
     Raises:
@@ -75,15 +67,16 @@ def _files(options: Namespace) -> tuple[CacheFile, Path | None]:
     if not options.keep_environment and options.older_than is None:
         raise AutoloraError("nothing to remove: give --keep-environment, --older-than or both")
     path = search_path()[0]
-    files = [CacheFile(str(path), path)] if options.file is None else find_files([options.file])
-    if len(files) > 1:
-        raise AutoloraError(f"{options.file} is {len(files)} files; prune one at a time")
-    (file,) = files
+    default = [files.CacheFile(str(path), path)]
+    inputs = default if options.file is None else files.find_files([options.file])
+    if len(inputs) > 1:
+        raise AutoloraError(f"{options.file} is {len(inputs)} files; prune one at a time")
+    (file,) = inputs
     if file.path is not None:
         if options.output is not None:
             raise AutoloraError("-o is for standard input only; a file is pruned in place")
         return file, None
-    out = output_path(options.output)
+    out = files.output_path(options.output)
     if out is None and options.json and not options.dry_run:
         raise AutoloraError(
             "--json and the pruned file cannot both go to standard output; use -o FILE"
@@ -110,7 +103,7 @@ def _write(joined: Joined, keep: Keep, out: Path | None) -> None:
     keys = (Key.of(r.problem, r.environment) for r in joined.records if keep(r))
     pruned = replace(joined, table=joined.table.subset(keys))
     if out is None:
-        print_cache(pruned)
+        files.print_cache(pruned)
     else:
         save(pruned, out)
 
@@ -138,7 +131,7 @@ def _json(name: str, removed: Sequence[Record], kept: int, dry_run: bool) -> dic
         "removed": len(removed),
         "removed_by_environment": {each.id: number for each, number in numbers.items()},
         "environments": environments_json(numbers),
-        "problems_removed": [key_json(Key.of(r.problem, r.environment)) for r in removed],
+        "problems_removed": [files.key_json(Key.of(r.problem, r.environment)) for r in removed],
     }
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -94,20 +94,27 @@ def log_to_stderr() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an encoding without our characters
-    logger, handler = logging.getLogger("autolora"), _StderrHandler()
+    shown: set[str] = set()
+
+    def show(label: str, message: str) -> None:
+        if message not in shown:
+            shown.add(message)
+            _print_labelled(label, message)
+
+    logger, handler = logging.getLogger("autolora"), _Handler(show)
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
             default = warnings.showwarning
 
-            def show(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+            def warn(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
                 if Path(filename).is_relative_to(_PACKAGE):
-                    handler.show("warning", str(message))
+                    show("warning", str(message))
                 else:
                     default(message, category, filename, lineno, *rest)
 
-            warnings.showwarning = show  # type: ignore[assignment]
+            warnings.showwarning = warn  # type: ignore[assignment]
             yield
     finally:
         logger.removeHandler(handler)
@@ -117,37 +124,27 @@ def log_to_stderr() -> Iterator[None]:
 @contextmanager
 def collect_log() -> Iterator[list[str]]:
     """Collects the library's log messages in a list; those still in it at the end are shown."""
-    logger, collector = logging.getLogger("autolora"), _Collector()
-    logger.handlers, handlers = [collector], logger.handlers
+    messages: list[str] = []
+    logger = logging.getLogger("autolora")
+    handlers = logger.handlers
+    logger.handlers = [_Handler(lambda _, message: messages.append(message))]
     try:
-        yield collector.messages
+        yield messages
     finally:
         logger.handlers = handlers
-        for message in collector.messages:
+        for message in messages:
             logger.warning("%s", message)
 
 
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
+class _Handler(logging.Handler):
+    """Calls a function with the level and the message of each warning or error."""
+
+    def __init__(self, receive: Callable[[str, str], None]) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self._receive = receive
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage().removeprefix(_PREFIX))
-
-
-class _StderrHandler(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._shown: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.show(record.levelname.lower(), record.getMessage().removeprefix(_PREFIX))
-
-    def show(self, label: str, message: str) -> None:
-        if message not in self._shown:
-            self._shown.add(message)
-            _print_labelled(label, message)
+        self._receive(record.levelname.lower(), record.getMessage().removeprefix(_PREFIX))
 
 
 def _raise_again() -> None:
