@@ -86,13 +86,11 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{layer.name}: {layer.graph} ({layer.why})" for layer in self.layers]
         lines += [f"{name}: its own path ({reason})" for name, reason in self.left]
-        lines += [f"in all: {self._summary}"] if lines else []
-        return "\n".join(lines) or "no LoRA layers"
-
-    @property
-    def _summary(self) -> str:
-        left = {"its own path": len(self.left)} if self.left else {}
-        return ", ".join(f"{number} {reason}" for reason, number in {**self.counts, **left}.items())
+        if not lines:
+            return "no LoRA layers"
+        totals = self.counts | ({"its own path": len(self.left)} if self.left else {})
+        summary = ", ".join(f"{number} {reason}" for reason, number in totals.items())
+        return "\n".join([*lines, f"in all: {summary}"])
 
 
 def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
