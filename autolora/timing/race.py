@@ -32,7 +32,7 @@ _FINALISTS = 4
 _CLOSE = 1.05  # the fastest of a pool can win the race only if it is not slower than this
 _QUIET = 1.1  # instability up to which a few rounds confirm a winner
 _RESTLESS = 20  # rounds of confirmation beyond that
-_HEATS = 0.5  # share of the seconds that the rounds before the confirmation may take
+_HEATS = 0.35  # share of the seconds that the rounds before the confirmation may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def race(
 
     Every candidate runs once per round, in random order, so that drift affects all alike. A
     candidate drops out when it cannot be faster than the first by more than noise. When no other
-    may be faster than the first by 1 %, or half the pace is spent, the finalists run again beside
+    may be faster than the first by 1 %, or a third of the pace is spent, the finalists run with
     the baseline and what is observed. These fresh times alone decide which is first, and it must
     beat the baseline over all rounds by 3.5 standard errors and 0.5 %, or the baseline wins. The
     confirmation lasts until no other may be faster than the winner by 1 %, or the pace is spent.
