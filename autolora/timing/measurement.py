@@ -11,15 +11,15 @@ from statistics import median
 
 import torch
 
-from autolora.cache.records.record import EFFORTS as RANKS
-from autolora.cache.records.record import Candidate, Record, Verdict
+from autolora.cache.records.candidate import Candidate, Verdict
+from autolora.cache.records.precedence import EFFORTS as RANKS
+from autolora.cache.records.record import Record
 from autolora.environment import Environment
-from autolora.graphs.graph import REFERENCE, Graph
-from autolora.graphs.space import find_graph
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.kinds import find_graph
 from autolora.objective import TIME, Objective, kinds_of
-from autolora.problem import Problem
+from autolora.problem import BaseProblem
 from autolora.timing import conditions
-from autolora.timing.accuracy import verdict
 from autolora.timing.clock import (
     Measure,
     is_out_of_memory,
@@ -28,12 +28,11 @@ from autolora.timing.clock import (
     released,
     warm_up,
 )
-from autolora.timing.data import Data
 from autolora.timing.device import plain_torch, settle_allocator, turn_on
 from autolora.timing.effort import EFFORTS
+from autolora.timing.kinds import Trial, workbench_of
 from autolora.timing.race import Result, race
-from autolora.timing.screen import screen
-from autolora.timing.selection import Selection, promising, select_candidates
+from autolora.timing.selection import Selection, select_candidates
 from autolora.timing.statistics import spread
 from autolora.version import __version__
 
@@ -44,7 +43,7 @@ _BEATEN = 1.05  # times the known winner's time: what was slower than that is no
 
 
 def measure_problem(
-    problem: Problem,
+    problem: BaseProblem,
     device: torch.device,
     environment: Environment,
     *,
@@ -55,12 +54,14 @@ def measure_problem(
     objective: Objective | Sequence[Objective] = TIME,
     known: Record | None = None,
     also: Collection[str] = (),
+    seconds: float | None = None,
 ) -> Record:
     """One problem: screen, verdicts, race; the record with all its evidence.
 
-    The winner is the fastest, whatever the objective; that adds to the candidates. On a machine too
-    noisy to tell the first from the others, or that others keep busy, the record gets the next
-    lower effort, and says so in its conditions, so that the next run measures the problem again.
+    The winner is the fastest, whatever the objective; that adds to the candidates. Where another
+    graph may be faster by more than 2 % when time is up, or other processes kept the machine busy,
+    the record is ``noisy`` in its conditions and of the next lower effort, so that the next run
+    measures the problem again.
 
     Args:
         problem: to be measured.
@@ -76,6 +77,7 @@ def measure_problem(
             from the reference graph's as it was.
         also: names of graphs that race if they are valid and accurate, such as the winners at other
             token counts.
+        seconds: that may be spent while the race is undecided, instead of those of the effort.
 
     Raises:
         AutoloraError: the problem cannot be posed on this machine.
@@ -89,18 +91,19 @@ def measure_problem(
     with turn_on(device), plain_torch(device):
         settle_allocator(device)
         state = conditions.before()
-        data = Data.random(problem, device, seed=seed)
+        bench = workbench_of(problem)
+        data = bench.trial(problem, device, seed)
         if device.type == "cuda":
             warm_up(data.floor(), measure, between=data.clear)
         on_stage("screen")
-        predictions = screen(promising(problem, objectives), data, measure, rng)
-        fits = plan.affords(predictions[0].nanoseconds if predictions else 0)
+        predictions = bench.predict(problem, data, objectives, measure, rng)
+        step_ns = predictions[0].nanoseconds if predictions else 0
         found = select_candidates(
             problem,
             predictions,
             _judge(problem, device, known),
             objectives,
-            most=fits,
+            most=plan.affords(step_ns),
             within=plan.within,
             also=[graph for name in also if (graph := find_graph(name, problem)) is not None],
         )
@@ -118,10 +121,11 @@ def measure_problem(
         if by_flops not in steps:  # of those that fit the memory
             by_flops = min(steps, key=lambda name: (racing[name].flops(problem), name))
         on_stage("race")
+        left = None if seconds is None else start + seconds - time.monotonic()
         result = race(
             steps | {FLOOR: data.floor()},
             measure,
-            plan.pace,
+            plan.pace_for(step_ns, left),
             rng,
             baseline=found.reference.name,
             kept={by_flops},
@@ -130,7 +134,7 @@ def measure_problem(
             between=data.clear,
         )
         circumstances = conditions.since(state, device)
-    noisy = result.noisy or conditions.disturbed(circumstances, device)
+    noisy = result.undecided or conditions.disturbed(circumstances, device)
     candidates = _candidates(problem, found.verdicts, result, peaks)
     return Record(
         problem=problem,
@@ -144,25 +148,30 @@ def measure_problem(
         floor_ns=_median(result, FLOOR),
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - start, 3),
-        conditions={**circumstances, "noise": round(result.noise, 5), "noisy": noisy},
+        conditions={
+            **circumstances,
+            "noise": round(result.noise, 5),
+            "within": round(result.within, 5),
+            "noisy": noisy,
+        },
         autolora=__version__,
     )
 
 
 def _judge(
-    problem: Problem, device: torch.device, known: Record | None
-) -> Callable[[Graph], Verdict]:
+    problem: BaseProblem, device: torch.device, known: Record | None
+) -> Callable[[BaseGraph], Verdict]:
     """Gives a graph's verdict: that of an earlier record, or a new one."""
     before = {} if known is None else {c.graph: c.verdict for c in known.candidates}
 
-    def judge(graph: Graph) -> Verdict:
+    def judge(graph: BaseGraph) -> Verdict:
         earlier = before.get(graph.name)
         if earlier is not None and earlier.reason != TOO_LARGE.reason:
             return earlier
         try:
-            return verdict(graph, problem, device)
+            return workbench_of(problem).verdict(graph, problem, device)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or graph.forward == REFERENCE:
+            if not is_out_of_memory(error) or graph.is_reference:
                 raise
         released(device)
         return TOO_LARGE
@@ -186,7 +195,7 @@ def _beaten(known: Record | None, found: Selection) -> dict[str, Candidate]:
 
 
 def _tried(
-    steps: dict[str, Callable[[], object]], found: Selection, data: Data, device: torch.device
+    steps: dict[str, Callable[[], object]], found: Selection, data: Trial, device: torch.device
 ) -> dict[str, int | None]:
     """Runs each graph once, which warms it, and notes its peak of memory.
 
@@ -213,8 +222,8 @@ def _tried(
 
 
 def _candidates(
-    problem: Problem,
-    verdicts: Mapping[Graph, Verdict],
+    problem: BaseProblem,
+    verdicts: Mapping[BaseGraph, Verdict],
     result: Result,
     peaks: Mapping[str, int | None],
 ) -> list[Candidate]:

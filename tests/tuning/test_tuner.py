@@ -6,20 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from workbench import measure_layers_with
 
 import autolora
 from autolora import AutoloraError, Problem, TimingCache
 from autolora.cache.lookup.choice import choose
 from autolora.cache.lookup.lookup import Lookup
-from autolora.cache.records.record import Verdict
+from autolora.cache.records.candidate import Verdict
 from autolora.environment import Environment
-from autolora.graphs.space import (
-    find_graph,
-    flops_graph,
-    onednn_products,
-    reference_graph,
-    valid_graphs,
-)
+from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
+from autolora.graphs.unmeasured import flops_graph
 from autolora.objective import Objective
 from autolora.timing import accuracy, measurement, selection
 from autolora.timing.accuracy import verdict
@@ -74,8 +70,7 @@ def test_the_graph_that_the_clock_favours_wins(monkeypatch):
     monkeypatch.setattr(Data, "step", step)
     monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
     monkeypatch.setattr(
-        measurement,
-        "screen",
+        "autolora.timing.screen.screen",
         lambda graphs, *_: [_prediction(g) for g in graphs if "merged" in g.name],
     )
     monkeypatch.setattr(selection, "distinct", lambda _: [_prediction(find_graph(favoured, SMALL))])
@@ -94,7 +89,7 @@ def test_a_graph_of_bad_accuracy_cannot_win_and_is_kept_with_its_figures(monkeyp
         ok = graph.name in ("reference", flops_graph(problem).name)
         return Verdict(ok, {"Y": (1.0, 1.0)}, (1.0, 1.0), "" if ok else "error of Y 1.0 > 0.1")
 
-    monkeypatch.setattr(measurement, "verdict", judge)
+    measure_layers_with(monkeypatch, verdict=judge)
     record = measured()
     assert record.winner in ("reference", flops_graph(SMALL).name)
     rejected = [c for c in record.candidates if not c.verdict.ok]
@@ -233,8 +228,7 @@ def lean_graphs(monkeypatch):
     monkeypatch.setattr(Data, "floor", lambda self: lambda: 30.0)
     monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: run() or 1.0)
     monkeypatch.setattr(
-        measurement,
-        "screen",
+        "autolora.timing.screen.screen",
         lambda graphs, data, *_: sorted(
             (_prediction(g, -g.saved_bytes(data.problem)) for g in graphs if not g.transposed),
             key=lambda prediction: (prediction.nanoseconds, prediction.graph.name),
@@ -377,10 +371,9 @@ def test_what_was_clearly_beaten_is_not_timed_again(monkeypatch):
     candidates = [slow if c.graph == slow.graph else c for c in known.candidates]
     known = replace(known, flops_choice=known.reference, candidates=tuple(candidates))
     asked = []
-    monkeypatch.setattr(
-        measurement,
-        "verdict",
-        lambda graph, *_: asked.append(graph.name) or Verdict(True, {}, (1, 1)),
+    measure_layers_with(
+        monkeypatch,
+        verdict=lambda graph, *_: asked.append(graph.name) or Verdict(True, {}, (1, 1)),
     )
     again = measured(measure=lambda run: 10 * (run() or 1.0), known=known)
     assert not {c.graph for c in known.candidates} & set(asked)  # verdicts are taken over
@@ -449,7 +442,7 @@ def test_a_graph_that_does_not_fit_the_memory_is_rejected(monkeypatch, victim):
         return full() if victim == "the verdict" and "merged" in graph.name else verdict(graph, *_)
 
     monkeypatch.setattr(Data, "step", step)
-    monkeypatch.setattr(measurement, "verdict", judge)
+    measure_layers_with(monkeypatch, verdict=judge)
     if victim == "PEFT's":
         with pytest.raises(torch.OutOfMemoryError):
             measured()
@@ -474,8 +467,7 @@ class Crossing:
         monkeypatch.setattr(Data, "floor", lambda data: lambda: 1.0)
         monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: 1e4 * run())
         monkeypatch.setattr(
-            measurement,
-            "screen",
+            "autolora.timing.screen.screen",
             lambda graphs, data, *_: [
                 _prediction(find_graph(name, data.problem)) for name in (self.few, self.many)
             ],
@@ -526,7 +518,7 @@ def test_a_record_holds_the_winners_of_its_neighbours(monkeypatch, tmp_path):
     machine, path = Crossing(monkeypatch), tmp_path / "cache.json"
     tune_problems([SMALL.at(10)], cache=path)
     only = [find_graph(machine.many, SMALL)]
-    monkeypatch.setattr(measurement, "screen", lambda *_: [_prediction(graph) for graph in only])
+    measure_layers_with(monkeypatch, predict=lambda *_: [_prediction(graph) for graph in only])
     (record,) = tune_problems([SMALL.at(1000)], cache=path).records
     assert record.candidate(machine.few).median_ns > record.median_ns
 
