@@ -12,7 +12,7 @@ from typing import ClassVar
 import jsonschema
 import pytest
 import torch
-from commands import Said
+from commands import Completed
 from rank_clusters import ranks
 from records import CPU, SAVED, make_candidate, make_record
 
@@ -149,11 +149,11 @@ def _known(monkeypatch):
 
 
 @pytest.fixture
-def say(capsys):
-    def say(*words):
-        return Said(main(list(map(str, words))), *capsys.readouterr())
+def autolora(capsys):
+    def autolora(*words):
+        return Completed(main(list(map(str, words))), *capsys.readouterr())
 
-    return say
+    return autolora
 
 
 def problem(tokens=64, **changes):
@@ -228,29 +228,29 @@ def test_it_is_tuned_and_checked(path):
     assert [check.winner for check in checked.done] == ["reference"]
 
 
-def test_every_command_shows_it(path, tmp_path, say):
+def test_every_command_shows_it(path, tmp_path, autolora):
     a, b, both = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "both.json"
     slow = make_record(64, {"reference": 2_000_000, SAVED: 1_000_000}, seconds=9.0)
     TimingCache([record(64, 1000, environment=HERE), slow], a).save()
     TimingCache([record(64, 1500, environment=HERE, effort="thorough")], b).save()
-    assert say("cache", "validate", a, b).code == 0
-    merged = say("cache", "merge", a, b, "-o", both)
+    assert autolora("cache", "validate", a, b).code == 0
+    merged = autolora("cache", "merge", a, b, "-o", both)
     assert "16 → 24 scaled, 64 tokens, dX, dv, float32" in merged.out
     assert "effort thorough over normal" in merged.out
     assert len(TimingCache.load(both).records) == 2
-    shown = say("show", "--cache", both, "--verbose")
+    shown = autolora("show", "--cache", both, "--verbose")
     assert "IA³, float32" in shown.out
     assert "16 → 24 scaled" in shown.out
     assert "folded" in shown.out
-    crossed = say("show", "--cache", both, "--crossovers")
+    crossed = autolora("show", "--cache", both, "--crossovers")
     assert "16 → 24 scaled, gradients X v" in crossed.out
-    found = say("show", "--cache", both, "--json").json["files"][0]["records"]
+    found = autolora("show", "--cache", both, "--json").json["files"][0]["records"]
     assert [each["problem"].get("kind") for each in found] == ["scaled", None]
-    different = say("cache", "diff", a, b)
+    different = autolora("cache", "diff", a, b)
     assert different.code == 1
     assert "1 different" in different.out
-    assert say("cache", "prune", both, "--keep-environment", HERE.id).code == 0
-    exported = say("cache", "export", both, "--environment", HERE.id).out
+    assert autolora("cache", "prune", both, "--keep-environment", HERE.id).code == 0
+    exported = autolora("cache", "export", both, "--environment", HERE.id).out
     assert [r["problem"]["kind"] for r in json.loads(exported)["records"]] == ["scaled"]
 
 

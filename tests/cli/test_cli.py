@@ -128,42 +128,42 @@ R = ("--rank", "2")
         (("tuen",), "invalid choice: 'tuen'"),
     ],
 )
-def test_bad_input_is_one_clear_error(say, words, message):
+def test_bad_input_is_one_clear_error(autolora, words, message):
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
-    said = say(*words)
-    assert said.code == 2
-    assert said.out == ""
-    assert said.err.count("autolora: error: ") == 1
-    assert message in said.err
-    assert "Traceback" not in said.err
+    completed = autolora(*words)
+    assert completed.code == 2
+    assert completed.out == ""
+    assert completed.err.count("autolora: error: ") == 1
+    assert message in completed.err
+    assert "Traceback" not in completed.err
     for name, text in FILES.items():
         assert Path(name).read_text(encoding="utf-8") == text  # nothing is lost
 
 
-def test_a_broken_cache_is_set_aside(say):
+def test_a_broken_cache_is_set_aside(autolora):
     path = search_path()[0]
     path.write_text("{", encoding="utf-8")
-    said = say("tune", "model.py", *QUICK)
-    assert said.code == 0
-    assert "it is corrupt" in said.err
+    completed = autolora("tune", "model.py", *QUICK)
+    assert completed.code == 0
+    assert "it is corrupt" in completed.err
     assert path.with_name(f"{path.name}.corrupt-1").read_text(encoding="utf-8") == "{"
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_may_not_be_written(say, tmp_path):
+def test_a_cache_that_may_not_be_written(autolora, tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    said = say("tune", "model.py", *QUICK, "--cache", str(closed / "timings.json"))
-    assert said.code == 2
-    assert "cannot write the timing cache" in said.err
+    completed = autolora("tune", "model.py", *QUICK, "--cache", str(closed / "timings.json"))
+    assert completed.code == 2
+    assert "cannot write the timing cache" in completed.err
 
 
-def test_text_of_others_cannot_steer_the_terminal(say):
+def test_text_of_others_cannot_steer_the_terminal(autolora):
     Path("odd.py").write_text(FILES["odd.py"], encoding="utf-8")
-    said = say("tune", "odd.py")
-    assert r"\x1b[31m [bold]red[/bold]" in said.err
-    assert "\x1b" not in said.err
+    completed = autolora("tune", "odd.py")
+    assert r"\x1b[31m [bold]red[/bold]" in completed.err
+    assert "\x1b" not in completed.err
 
 
 def test_a_screen_without_our_signs_gets_others(monkeypatch, tmp_path):

@@ -17,18 +17,18 @@ def small_demo(monkeypatch):
     monkeypatch.setattr(demo, "LENGTH", 16)
 
 
-def test_demo(say, small_demo, tmp_path):
-    said = say("demo", "--steps", "3", "--rank", "2", "--device", "cpu")
-    assert said.code == 0
-    assert "One training step, the median of 3" in said.out
-    assert "within the rounding of float32" in said.out
-    assert "4 problems" not in said.out
-    assert re.search(r"tuned +\S+ [mµ]s", said.out)
+def test_demo(autolora, small_demo, tmp_path):
+    completed = autolora("demo", "--steps", "3", "--rank", "2", "--device", "cpu")
+    assert completed.code == 0
+    assert "One training step, the median of 3" in completed.out
+    assert "within the rounding of float32" in completed.out
+    assert "4 problems" not in completed.out
+    assert re.search(r"tuned +\S+ [mµ]s", completed.out)
     assert not search_path()[0].exists()  # the user's cache is left alone
 
 
-def test_demo_json(say, small_demo):
-    document = say("demo", "--steps", "2", "--dtype", "bf16", "--device", "cpu", "--json").json
+def test_demo_json(autolora, small_demo):
+    document = autolora("demo", "--steps", "2", "--dtype", "bf16", "--device", "cpu", "--json").json
     assert document["equal"] is True
     assert len(document["losses"]["tuned"]) == len(document["losses"]["reference"])
     assert document["losses"]["tuned"][-1] < document["losses"]["tuned"][0]

@@ -7,27 +7,27 @@ import pytest
 from commands import MODEL, QUICK
 
 
-def test_explain_before_and_after_tuning(say):
+def test_explain_before_and_after_tuning(autolora):
     options = ("--rank", "2", "--batch-size", "2", "--seq-len", "8")
-    said = say("explain", "model.py", *options)
-    assert said.code == 0
-    assert "not tuned, chosen by FLOPs and bytes" in said.out
-    assert f"To tune them: autolora tune model.py {' '.join(options)}" in said.out
-    say("tune", "model.py", *QUICK)
-    said = say("explain", "model.py", *options)
-    assert "2 layers: 2 exact." in said.out
-    assert "To tune" not in said.out
-    layers = say("explain", "model.py", *options, "--json").json["layers"]
+    completed = autolora("explain", "model.py", *options)
+    assert completed.code == 0
+    assert "not tuned, chosen by FLOPs and bytes" in completed.out
+    assert f"To tune them: autolora tune model.py {' '.join(options)}" in completed.out
+    autolora("tune", "model.py", *QUICK)
+    completed = autolora("explain", "model.py", *options)
+    assert "2 layers: 2 exact." in completed.out
+    assert "To tune" not in completed.out
+    layers = autolora("explain", "model.py", *options, "--json").json["layers"]
     assert [(layer["name"], layer["reason"]) for layer in layers] == [
         ("1", "exact"),
         ("3", "exact"),
     ]
     assert layers[0]["problem"]["tokens"] == 16
-    near = say("explain", "model.py", *options[:-1], "9", "--json").json["layers"]
+    near = autolora("explain", "model.py", *options[:-1], "9", "--json").json["layers"]
     assert {layer["reason"] for layer in near} == {"nearest"}
 
 
-def test_explain_groups_equal_layers(say):
+def test_explain_groups_equal_layers(autolora):
     Path("deep.py").write_text(
         dedent("""
         import torch
@@ -43,12 +43,12 @@ def test_explain_groups_equal_layers(say):
         """),
         encoding="utf-8",
     )
-    said = say("explain", "deep.py", "--rank", "2")
-    assert "\nlayers.0\n" in f"\n{said.out}"
-    assert "\nlayers.* ×3\n" in said.out
+    completed = autolora("explain", "deep.py", "--rank", "2")
+    assert "\nlayers.0\n" in f"\n{completed.out}"
+    assert "\nlayers.* ×3\n" in completed.out
 
 
-def test_explain_tells_of_layers_that_are_left(say):
+def test_explain_tells_of_layers_that_are_left(autolora):
     peft = pytest.importorskip("peft")
     del peft
     Path("mixed.py").write_text(
@@ -58,7 +58,7 @@ def test_explain_tells_of_layers_that_are_left(say):
         "model.base_model.model[3].lora_dropout['default'] = nn.AlphaDropout(0.5)\n",
         encoding="utf-8",
     )
-    said = say("explain", "mixed.py")
-    assert said.code == 0
-    assert "its own path: a dropout of type AlphaDropout" in said.out
-    assert len(say("explain", "mixed.py", "--json").json["left"]) == 1
+    completed = autolora("explain", "mixed.py")
+    assert completed.code == 0
+    assert "its own path: a dropout of type AlphaDropout" in completed.out
+    assert len(autolora("explain", "mixed.py", "--json").json["left"]) == 1

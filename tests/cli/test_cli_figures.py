@@ -48,11 +48,11 @@ def test_bytes(number, text):
     assert size(number) == text
 
 
-def test_figures_fit_a_small_screen(say, tmp_path):
+def test_figures_fit_a_small_screen(autolora, tmp_path):
     Path("wide.py").write_text(
         MODEL.replace("8, 16", "8192, 16384").replace("16, 8)", "16384, 8192)"), encoding="utf-8"
     )
-    say("tune", "model.py", *QUICK)
+    autolora("tune", "model.py", *QUICK)
     (record, *_) = TimingCache.load(search_path()[0]).records
     large = replace(record.problem, in_features=28672, out_features=8192, tokens=131072, rank=128)
     for width in (80, 120):

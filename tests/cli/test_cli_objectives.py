@@ -1,4 +1,4 @@
-"""What the command line says of objectives: tune, show and explain."""
+"""Objectives in the output of tune, show and explain."""
 
 import json
 from dataclasses import replace
@@ -34,16 +34,16 @@ ALL = ("accuracy", "memory", "time")
 
 
 @pytest.fixture
-def say(capsys, tmp_path, monkeypatch):
+def autolora(capsys, tmp_path, monkeypatch):
     """Runs a command: its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     Path("model.py").write_text(MODEL, encoding="utf-8")
 
-    def say(*words):
+    def autolora(*words):
         code = main(words)
         return (code, *capsys.readouterr())
 
-    return say
+    return autolora
 
 
 def verdict(error, gain):
@@ -147,12 +147,12 @@ def test_only_what_all_records_were_measured_for_is_objectives_measured():
     assert objectives_measured([record_of(objectives=("time",))], Objective()) == [Objective()]
 
 
-def test_tune_says_what_each_objective_would_run_and_how_to_use_it(say):
-    code, out, _ = say(*TUNE)
+def test_tune_says_what_each_objective_would_run_and_how_to_use_it(autolora):
+    code, out, _ = autolora(*TUNE)
     assert code == 0
     assert "each objective" not in out
     assert "AUTOLORA_OBJECTIVE" not in out
-    code, out, _ = say(*TUNE, "--objective", "memory", "--max-saved-bytes", "4K")
+    code, out, _ = autolora(*TUNE, "--objective", "memory", "--max-saved-bytes", "4K")
     assert code == 0
     assert "What each objective would run" in out
     assert "In one step, 2 layers together" in out
@@ -162,15 +162,15 @@ def test_tune_says_what_each_objective_would_run_and_how_to_use_it(say):
     assert max(map(len, out.splitlines())) <= 100  # graphs' names alone are longer than 80
     for record in TimingCache.load(search_path()[0]).records:
         assert record.objectives == ("memory", "time")
-    _, out, _ = say(*TUNE, "--objective", "memory")
+    _, out, _ = autolora(*TUNE, "--objective", "memory")
     assert "0 problems measured, 2 already in the cache" in out
-    _, out, _ = say(*TUNE)
+    _, out, _ = autolora(*TUNE)
     assert "What each objective would run" in out  # since it is known
 
 
-def test_tune_takes_the_environment_for_its_default(say, monkeypatch):
+def test_tune_takes_the_environment_for_its_default(autolora, monkeypatch):
     monkeypatch.setenv("AUTOLORA_OBJECTIVE", "accuracy")
-    code, out, _ = say(*TUNE, "--json")
+    code, out, _ = autolora(*TUNE, "--json")
     assert code == 0
     document = json.loads(out)
     for record in document["records"]:
@@ -193,8 +193,8 @@ def test_tune_takes_the_environment_for_its_default(say, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("command", [TUNE, ("show",), ("explain", "model.py", "--rank", "2")])
-def test_bad_values_are_one_clear_error_and_nothing_is_written(say, command, words, message):
-    code, out, err = say(*command, *words)
+def test_bad_values_are_one_clear_error_and_nothing_is_written(autolora, command, words, message):
+    code, out, err = autolora(*command, *words)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert err.startswith("autolora: error: ")
@@ -244,20 +244,20 @@ def test_every_output_is_shown(extra):
     assert "rejected: error of Y inf" in text
 
 
-def test_show_for_an_objective(say):
+def test_show_for_an_objective(autolora):
     TimingCache([RECORD, record_of(128, objectives=("time",))], search_path()[0]).save()
-    _, out, _ = say("show")
+    _, out, _ = autolora("show")
     assert (out.count(FAST), out.count(LEAN)) == (2, 0)
-    code, out, _ = say("show", "--objective", "memory")
+    code, out, _ = autolora("show", "--objective", "memory")
     assert code == 0
     assert (out.count(FAST), out.count(LEAN)) == (0, 2)
     assert "1.60x" in out
     assert "keeps 128 KiB, PEFT's graph 130 KiB" in out
     assert "Shown is what layers run for memory. 1 record not tuned for that." in out
-    _, out, _ = say("show", "--objective", "memory", "--verbose")
+    _, out, _ = autolora("show", "--objective", "memory", "--verbose")
     assert "wins time" in out  # the evidence is that of the whole record
     assert "errors against float64" in out
-    document = json.loads(say("show", "--json")[1])
+    document = json.loads(autolora("show", "--json")[1])
     runs = document["files"][0]["records"][0]["runs"]
     assert [(run["objective"], run["graph"]) for run in runs] == [
         ("time", FAST),
@@ -269,20 +269,20 @@ def test_show_for_an_objective(say):
 # ---- explain
 
 
-def test_explain_for_an_objective(say):
+def test_explain_for_an_objective(autolora):
     options = ("explain", "model.py", "--rank", "2", "--batch-size", "2", "--objective", "memory")
-    _, out, _ = say(*options)
+    _, out, _ = autolora(*options)
     assert "not tuned, chosen by FLOPs of those that keep least" in out
     assert "2 layers for memory: 2 not tuned." in out
     assert "autolora tune model.py --rank 2 --batch-size 2 --objective memory" in out
-    say(*TUNE)
-    _, out, _ = say(*options)
+    autolora(*TUNE)
+    _, out, _ = autolora(*options)
     assert "exact, not tuned for memory" in out
-    say(*TUNE, "--objective", "memory")
-    _, out, _ = say(*options)
+    autolora(*TUNE, "--objective", "memory")
+    _, out, _ = autolora(*options)
     assert "2 layers for memory: 2 exact." in out
     assert "not tuned" not in out
-    document = json.loads(say(*options, "--json")[1])
+    document = json.loads(autolora(*options, "--json")[1])
     assert (document["objective"], document["max_saved_bytes"]) == ("memory", None)
 
 

@@ -32,13 +32,13 @@ def _folder(tmp_path, monkeypatch):
 
 
 def end(processes):
-    """What each rank said, and its exit code."""
+    """The exit code and output of each rank."""
     try:
-        said = [process.communicate(timeout=DEADLINE) for process in processes]
+        completed = [process.communicate(timeout=DEADLINE) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *both) for process, both in zip(processes, said, strict=True)]
+    return [(process.returncode, *both) for process, both in zip(processes, completed, strict=True)]
 
 
 def torchrun(*words):
@@ -71,9 +71,9 @@ def wanted(path, *tokens):
 def test_ranks_do_what_one_process_does_in_each_environment(path, monkeypatch):
     """Two ranks share one environment, a third has its own; a range of tokens grows in both."""
     words = (*TUNE, "--tokens", "50:200", "--json")
-    said = end(start(words, size=3, threads="112"))
-    assert [code for code, *_ in said] == [0, 0, 0], said
-    assert [out for _, out, _ in said[1:]] == ["", ""]
+    completed = end(start(words, size=3, threads="112"))
+    assert [code for code, *_ in completed] == [0, 0, 0], completed
+    assert [out for _, out, _ in completed[1:]] == ["", ""]
     shared = TimingCache.load(path).records
     with monkeypatch.context() as patched:
         made_up_clock(patched.setattr)
@@ -90,14 +90,14 @@ def test_ranks_do_what_one_process_does_in_each_environment(path, monkeypatch):
             assert record.winner == crossing(problem)[problem.tokens > 100]
     times = {line: lines(MEASURED).count(line) for line in lines(MEASURED)}
     assert times == {str(problem): 2 for problem in alone}  # once in each environment
-    document = json.loads(said[0][1])
+    document = json.loads(completed[0][1])
     assert [rank["state"] for rank in document["ranks"]] == ["finished"] * 3
     first, second, third = (rank["measured"] for rank in document["ranks"])
     assert (first + second, third) == (len(alone), len(alone))
     assert len(document["records"]) == len(alone)
     assert {rank["environment"] for rank in document["ranks"]} == set(document["environments"])
-    assert said[1][2].splitlines()
-    assert all(line.startswith("rank 1: ") for line in said[1][2].splitlines())
+    assert completed[1][2].splitlines()
+    assert all(line.startswith("rank 1: ") for line in completed[1][2].splitlines())
 
 
 def test_under_torchrun_and_once_more(path):
@@ -176,9 +176,9 @@ def test_a_wrong_option_is_told_by_rank_0_alone(capsys, monkeypatch):
 
 
 def test_bad_input_is_told_once(path):
-    said = end(start(("tune", "missing.py", *QUICK)))
-    assert [(code, out) for code, out, _ in said] == [(2, ""), (2, "")]
-    everything = "".join(err for *_, err in said)
+    completed = end(start(("tune", "missing.py", *QUICK)))
+    assert [(code, out) for code, out, _ in completed] == [(2, ""), (2, "")]
+    everything = "".join(err for *_, err in completed)
     assert everything.count("error: no such file: missing.py") == 1
     assert everything.count("autolora: error:") == 1
     assert "Traceback" not in everything
@@ -199,20 +199,20 @@ def as_rank(monkeypatch):
     return play
 
 
-def test_only_rank_0_shows_estimates(say, path, as_rank):
+def test_only_rank_0_shows_estimates(autolora, path, as_rank):
     first, second = ranks(2, Clock())
     as_rank(second)
-    said = say(*TUNE, "--effort", "estimate")
-    assert (said.code, said.out) == (0, "")
+    completed = autolora(*TUNE, "--effort", "estimate")
+    assert (completed.code, completed.out) == (0, "")
     as_rank(first)
-    said = say(*TUNE, "--effort", "estimate")
-    assert said.code == 0
-    assert said.out.startswith("Estimates")
+    completed = autolora(*TUNE, "--effort", "estimate")
+    assert completed.code == 0
+    assert completed.out.startswith("Estimates")
     assert not path.exists()
 
 
 @pytest.mark.parametrize("theirs", [False, True])
-def test_a_rank_says_what_concerns_it_alone(say, as_rank, theirs):
+def test_a_rank_says_what_concerns_it_alone(autolora, as_rank, theirs):
     first, second = ranks(2, Clock())
     message = "no such file: missing.py"
     if theirs:
@@ -221,10 +221,10 @@ def test_a_rank_says_what_concerns_it_alone(say, as_rank, theirs):
         first.publish_known([])
     first.leave()
     as_rank(second)
-    said = say("tune", "missing.py", *QUICK)
-    assert said.code == 2
-    assert said.out == ""
-    assert said.err == ("" if theirs else f"rank 1: autolora: error: {message}\n")
+    completed = autolora("tune", "missing.py", *QUICK)
+    assert completed.code == 2
+    assert completed.out == ""
+    assert completed.err == ("" if theirs else f"rank 1: autolora: error: {message}\n")
 
 
 def test_each_rank_takes_a_device_of_its_own(monkeypatch):
@@ -279,11 +279,11 @@ def test_what_others_tuned_is_one_line_for_each_environment(capsys):
         Share(4, "three", "", None, 0, 0.0, False, "failed", "no such file: model.py"),
     ]
     print_shares(shares)
-    said = flat(capsys.readouterr().out)
-    assert "2 ranks shared the work: 3 by rank 0, 4 by rank 1." in said
+    completed = flat(capsys.readouterr().out)
+    assert "2 ranks shared the work: 3 by rank 0, 4 by rank 1." in completed
     assert (
         "Rank 1 on one (cpu) stopped responding with a problem in hand, which is not measured."
-        in said
+        in completed
     )
-    assert "2 ranks on NVIDIA A100 tuned 8 problems for their own environment." in said
-    assert "Rank 4 on three could not take part: no such file: model.py" in said
+    assert "2 ranks on NVIDIA A100 tuned 8 problems for their own environment." in completed
+    assert "Rank 4 on three could not take part: no such file: model.py" in completed

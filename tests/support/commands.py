@@ -1,4 +1,4 @@
-"""A model file to tune, and what a command has said."""
+"""A model file to tune, and the outcome of a command."""
 
 import json
 
@@ -13,8 +13,8 @@ def example_inputs(batch_size, seq_len):
 QUICK = ("--rank", "2", "--effort", "quick", "--batch-size", "2", "--seq-len", "8")
 
 
-class Said:
-    """What a command said."""
+class Completed:
+    """The exit code and output of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err

@@ -2,7 +2,7 @@ import io
 import sys
 
 import pytest
-from commands import Said
+from commands import Completed
 from records import CPU, H100
 
 from autolora.cli import main
@@ -10,16 +10,16 @@ from autolora.cli.cache import environments
 
 
 @pytest.fixture
-def say(capsys, tmp_path, monkeypatch):
+def autolora(capsys, tmp_path, monkeypatch):
     """Runs ``autolora cache``, with what it is given on standard input."""
     monkeypatch.chdir(tmp_path)
 
-    def say(*words, stdin=b""):
+    def autolora(*words, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         code = main(("cache", *map(str, words)))
-        return Said(code, *capsys.readouterr())
+        return Completed(code, *capsys.readouterr())
 
-    return say
+    return autolora
 
 
 @pytest.fixture

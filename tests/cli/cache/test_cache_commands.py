@@ -15,10 +15,10 @@ from autolora.cli import main
 from autolora.cli.cache import files as caches
 
 
-def test_without_a_verb_they_are_listed(say, capsys):
-    said = say()
-    assert said.code == 2
-    assert "no verb given; one of path, merge, validate, diff, prune, export" in said.err
+def test_without_a_verb_they_are_listed(autolora, capsys):
+    completed = autolora()
+    assert completed.code == 2
+    assert "no verb given; one of path, merge, validate, diff, prune, export" in completed.err
     with pytest.raises(SystemExit):
         main(["cache", "--help"])
     shown = capsys.readouterr().out
@@ -83,7 +83,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(row[0])[:60] for row in BAD])
-def test_bad_input_is_one_clear_error_and_nothing_is_lost(say, words, message):
+def test_bad_input_is_one_clear_error_and_nothing_is_lost(autolora, words, message):
     Path("empty").mkdir()
     for name, data in FILES.items():
         if data is not None:
@@ -91,12 +91,12 @@ def test_bad_input_is_one_clear_error_and_nothing_is_lost(say, words, message):
     keep("good.json", make_record(1), make_record(2))
     Path("good.json.lock").unlink()
     before = {path: path.read_bytes() for path in Path().glob("*.json")}
-    said = say(*words)
-    assert said.code == 2
-    assert said.out == ""
-    assert said.err.count("autolora: error: ") == 1
-    assert message in said.err
-    assert "Traceback" not in said.err
+    completed = autolora(*words)
+    assert completed.code == 2
+    assert completed.out == ""
+    assert completed.err.count("autolora: error: ") == 1
+    assert message in completed.err
+    assert "Traceback" not in completed.err
     assert {path: path.read_bytes() for path in Path().glob("*.json")} == before
 
 
@@ -115,7 +115,7 @@ HOSTILE = "\\u001b[2J[bold red]x[/bold red]"  # as JSON and as markup
     ],
     ids=lambda words: words[0],
 )
-def test_what_a_file_says_is_shown_as_text(say, monkeypatch, machine, words):
+def test_what_a_file_says_is_shown_as_text(autolora, monkeypatch, machine, words):
     record = make_record(1, environment=NODE, autolora="[red]")
     winner = "\\[blink]fast[/blink]"
     named = make_record(2, {REFERENCE: 2000, winner: 1000}, environment=NODE)
@@ -129,14 +129,14 @@ def test_what_a_file_says_is_shown_as_text(say, monkeypatch, machine, words):
     odd = "\x1b[2Jodd.json"
     Path(odd).write_bytes(Path("a.json").read_bytes())
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join((odd, "b.json")))
-    said = say(*words, *([odd] if words[0] in ("merge", "validate", "export") else []))
-    assert "\x1b" not in said.out + said.err
+    completed = autolora(*words, *([odd] if words[0] in ("merge", "validate", "export") else []))
+    assert "\x1b" not in completed.out + completed.err
     if words[0] in ("diff", "prune", "export"):
-        assert "[bold]Node 7[/bold]" in said.out
+        assert "[bold]Node 7[/bold]" in completed.out
     if words[0] in ("diff", "validate"):
-        assert winner in said.out
+        assert winner in completed.out
     if words[0] in ("merge", "path", "validate"):
-        assert r"\x1b[2Jodd.json" in said.out + said.err
+        assert r"\x1b[2Jodd.json" in completed.out + completed.err
 
 
 @pytest.mark.parametrize(
@@ -149,25 +149,27 @@ def test_what_a_file_says_is_shown_as_text(say, monkeypatch, machine, words):
     ],
     ids=" ".join,
 )
-def test_options_stand_where_they_like(say, words):
+def test_options_stand_where_they_like(autolora, words):
     keep("a.json", make_record(1))
     keep("b.json", make_record(2))
-    assert say("merge", *words).code == 0
+    assert autolora("merge", *words).code == 0
     assert held("c.json") == [make_record(1), make_record(2)]
-    said = say("export", "--environment", CPU.id, "a.json", "--json", "-o", "d.json", "b.json")
-    assert said.json["exported"] == 2
-    assert say("prune", "--older-than", "99999w", "a.json", "--dry-run").code == 0
+    completed = autolora(
+        "export", "--environment", CPU.id, "a.json", "--json", "-o", "d.json", "b.json"
+    )
+    assert completed.json["exported"] == 2
+    assert autolora("prune", "--older-than", "99999w", "a.json", "--dry-run").code == 0
 
 
-def test_what_is_too_large_is_refused(say, monkeypatch):
+def test_what_is_too_large_is_refused(autolora, monkeypatch):
     data = keep("a.json", make_record(1)).read_bytes()
     monkeypatch.setattr(caches, "LIMIT", len(data) - 1)
-    said = say("merge", "-", "-o", "out.json", stdin=data)
-    assert said.code == 2
-    assert "standard input cannot be used: it is larger than 0 MB" in said.err
+    completed = autolora("merge", "-", "-o", "out.json", stdin=data)
+    assert completed.code == 2
+    assert "standard input cannot be used: it is larger than 0 MB" in completed.err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(say):
+def test_a_reader_that_has_seen_enough_is_no_error(autolora):
     keep("a.json", *(make_record(tokens) for tokens in range(1, 200)))
     command = [sys.executable, "-m", "autolora", "cache", "merge", "a.json", "-o", "-"]
     read, write = os.pipe()

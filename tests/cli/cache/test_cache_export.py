@@ -12,40 +12,40 @@ from autolora.cache.records.document import parse
 from autolora.cli.cache import environments
 
 
-def test_export_to_standard_output_is_a_cache_file(say, machine):
+def test_export_to_standard_output_is_a_cache_file(autolora, machine):
     keep("a.json", make_record(1), make_record(2, environment=XEON), on_gpu())
     keep("b.json", better_of(make_record(1)), make_record(3))
-    said = say("export", "a.json", "b.json", "--environment", CPU.id[:5], "--json")
-    table = parse(said.out.encode())
+    completed = autolora("export", "a.json", "b.json", "--environment", CPU.id[:5], "--json")
+    table = parse(completed.out.encode())
     table.check_all()
     assert set(table.lines.values()) == {better_of(make_record(1)).line, make_record(3).line}
     assert set(table.environments) == {CPU.id}
-    said = say("export", "-", "--environment", "this", stdin=Path("a.json").read_bytes())
-    assert set(parse(said.out.encode()).environments) == {CPU.id, H100.id}
+    completed = autolora("export", "-", "--environment", "this", stdin=Path("a.json").read_bytes())
+    assert set(parse(completed.out.encode()).environments) == {CPU.id, H100.id}
 
 
-def test_export_of_the_search_path_to_a_file(say, machine, monkeypatch):
+def test_export_of_the_search_path_to_a_file(autolora, machine, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(("a.json", "b.json", "none.json")))
     keep("a.json", make_record(1), make_record(2, environment=XEON))
     keep("b.json", make_record(3))
-    said = say("export", "--environment", "this", "-o", "out.json")
-    assert said.code == 0
+    completed = autolora("export", "--environment", "this", "-o", "out.json")
+    assert completed.code == 0
     assert held("out.json") == [make_record(1), make_record(3)]
-    assert said.out == (
+    assert completed.out == (
         f"2 records of {CPU.id}  AMD EPYC 9B14, 2 threads, AVX512, torch 2.13.0+cpu, "
         "mkl 2024.2\nout.json: 2 records\n"
     )
-    document = say("export", "--environment", XEON.id, "-o", "out.json", "--json").json
+    document = autolora("export", "--environment", XEON.id, "-o", "out.json", "--json").json
     assert (document["exported"], document["records"]) == (1, 3)
     assert set(document["environments"]) == {XEON.id}
 
 
-def test_export_without_a_record_says_of_what_there_are_some(say, machine):
+def test_export_without_a_record_says_of_what_there_are_some(autolora, machine):
     keep("a.json", make_record(1, environment=XEON))
-    said = say("export", "a.json", "--environment", "this", "-o", "out.json")
-    assert said.code == 2
-    assert "no records of AMD EPYC 9B14, 2 threads" in said.err
-    assert f"there are records of:\n  {XEON.id}  Intel Xeon, 8 threads" in said.err
+    completed = autolora("export", "a.json", "--environment", "this", "-o", "out.json")
+    assert completed.code == 2
+    assert "no records of AMD EPYC 9B14, 2 threads" in completed.err
+    assert f"there are records of:\n  {XEON.id}  Intel Xeon, 8 threads" in completed.err
     assert not Path("out.json").exists()
 
 

@@ -12,20 +12,20 @@ from autolora.cli.cache.path import obstacle_to_writing
 from autolora.environment import Environment
 
 
-def test_path_write_is_the_path_alone(say, monkeypatch):
+def test_path_write_is_the_path_alone(autolora, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(("here.json", "/there.json")))
-    assert say("path", "--write").out == "here.json\n"
+    assert autolora("path", "--write").out == "here.json\n"
 
 
-def test_path_tells_of_each_layer(say, monkeypatch, machine, tmp_path):
+def test_path_tells_of_each_layer(autolora, monkeypatch, machine, tmp_path):
     names = ("mine.json", "team.json", "broken.json", "none.json")
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(names))
     keep("mine.json", make_record(1), make_record(2), make_record(1, environment=OLDER), on_gpu())
     keep("team.json", make_record(1, environment=XEON))
     Path("broken.json").write_text("{", encoding="utf-8")
-    said = say("path")
-    assert said.code == 0
-    shown = " ".join(said.out.split())
+    completed = autolora("path")
+    assert completed.code == 0
+    shown = " ".join(completed.out.split())
     gpu = on_gpu().environment
     for told in (
         f"1. mine.json written; 4 records 2 of environment {CPU.id} (cpu), 1 of the same device in "
@@ -40,10 +40,10 @@ def test_path_tells_of_each_layer(say, monkeypatch, machine, tmp_path):
         assert told in shown
 
 
-def test_path_json(say, monkeypatch, machine):
+def test_path_json(autolora, monkeypatch, machine):
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(("mine.json", "none.json")))
     keep("mine.json", make_record(1), make_record(1, environment=OLDER), on_gpu())
-    document = say("path", "--json").json
+    document = autolora("path", "--json").json
     assert document["path"] == "mine.json"
     assert document["reads"][:2] == ["mine.json", "none.json"]
     assert (document["writable"], document["obstacle"]) == (True, "")
@@ -55,10 +55,10 @@ def test_path_json(say, monkeypatch, machine):
     assert first["same_device"] == {CPU.id: 1, H100.id: 0}
 
 
-def test_path_counts_only_records_that_can_be_used(say, machine):
+def test_path_counts_only_records_that_can_be_used(autolora, machine):
     path = keep(search_path()[0], make_record(1), make_record(2))
     path.write_bytes(path.read_bytes().replace(b'"seconds":1.5', b'"seconds":-1', 1))
-    (layer, _) = say("path", "--json").json["layers"]
+    (layer, _) = autolora("path", "--json").json["layers"]
     assert layer["records"] == 1
     assert layer["damage"] == "1 entry cannot be used (seconds must not be negative)"
 

@@ -38,32 +38,32 @@ def mixed():
         (["--keep-environment", "this", "--older-than", "90d"], {"new", "gpu"}),
     ],
 )
-def test_prune_keeps_what_it_should(say, machine, mixed, words, stay):
+def test_prune_keeps_what_it_should(autolora, machine, mixed, words, stay):
     path, records = mixed
     before = path.read_bytes()
-    dry = say("prune", *words, "--dry-run")
+    dry = autolora("prune", *words, "--dry-run")
     assert dry.code == 0
     assert path.read_bytes() == before
-    said = say("prune", *words)
-    assert said.code == 0
+    completed = autolora("prune", *words)
+    assert completed.code == 0
     assert {record.line for record in held(path)} == {records[name].line for name in stay}
-    assert said.out.endswith(
+    assert completed.out.endswith(
         "1 record stays\n" if len(stay) == 1 else f"{len(stay)} records stay\n"
     )
     removed = len(records) - len(stay)
-    assert (f"{removed} removed, " if removed else "nothing to remove, ") in said.out
+    assert (f"{removed} removed, " if removed else "nothing to remove, ") in completed.out
 
 
-def test_prune_says_what_went_by_environment(say, machine, mixed):
+def test_prune_says_what_went_by_environment(autolora, machine, mixed):
     path, _ = mixed
-    said = say("prune", "--keep-environment", XEON.id, "--json")
-    document = said.json
+    completed = autolora("prune", "--keep-environment", XEON.id, "--json")
+    document = completed.json
     assert document["removed_by_environment"] == {CPU.id: 2, H100.id: 1}
     assert (document["kept"], document["removed"], document["file"]) == (1, 3, str(path))
     assert set(document["environments"]) == {CPU.id, H100.id}
 
 
-def test_prune_does_not_lose_what_others_publish_meanwhile(say, machine, mixed, monkeypatch):
+def test_prune_does_not_lose_what_others_publish_meanwhile(autolora, machine, mixed, monkeypatch):
     path, records = mixed
     late = make_record(77, environment=XEON)
     rewrite = TimingCache.rewrite
@@ -73,34 +73,34 @@ def test_prune_does_not_lose_what_others_publish_meanwhile(say, machine, mixed, 
         return rewrite(place, keep)
 
     monkeypatch.setattr(TimingCache, "rewrite", interrupted)
-    assert say("prune", "--keep-environment", XEON.id).code == 0
+    assert autolora("prune", "--keep-environment", XEON.id).code == 0
     assert {r.line for r in held(path)} == {records["xeon"].line, late.line}
 
 
-def test_prune_never_removes_all_without_a_yes(say, mixed):
+def test_prune_never_removes_all_without_a_yes(autolora, mixed):
     path, _ = mixed
     before = path.read_bytes()
-    said = say("prune", "--older-than", "1h")
-    assert said.code == 2
-    assert "no record would be left of 4 records" in said.err
+    completed = autolora("prune", "--older-than", "1h")
+    assert completed.code == 2
+    assert "no record would be left of 4 records" in completed.err
     assert path.read_bytes() == before
-    assert say("prune", "--older-than", "1h", "--yes").code == 0
+    assert autolora("prune", "--older-than", "1h", "--yes").code == 0
     assert held(path) == []
 
 
-def test_prune_standard_input_to_standard_output_or_a_file(say, mixed):
+def test_prune_standard_input_to_standard_output_or_a_file(autolora, mixed):
     path, records = mixed
     data = path.read_bytes()
-    said = say("prune", "-", "--keep-environment", XEON.id, stdin=data)
-    (kept,) = parse(said.out.encode()).lines.values()
+    completed = autolora("prune", "-", "--keep-environment", XEON.id, stdin=data)
+    (kept,) = parse(completed.out.encode()).lines.values()
     assert kept == records["xeon"].line
-    assert "standard output: 3 removed, 1 record stays" in said.err
+    assert "standard output: 3 removed, 1 record stays" in completed.err
     keep("out.json", records["gpu"])
-    said = say("prune", "-", "--keep-environment", XEON.id, "-o", "out.json", stdin=data)
+    completed = autolora("prune", "-", "--keep-environment", XEON.id, "-o", "out.json", stdin=data)
     assert {r.line for r in held("out.json")} == {records["xeon"].line, records["gpu"].line}
-    assert said.out.endswith("out.json: 3 removed, 1 record stays\n")
+    assert completed.out.endswith("out.json: 3 removed, 1 record stays\n")
     assert path.read_bytes() == data
 
 
-def test_the_oldest_age_removes_nothing(say, mixed):
-    assert "nothing to remove" in say("prune", "--older-than", "99999w").out
+def test_the_oldest_age_removes_nothing(autolora, mixed):
+    assert "nothing to remove" in autolora("prune", "--older-than", "99999w").out

@@ -12,23 +12,23 @@ from autolora.cli.output.figures import MAX_LINES
 EXAMPLE = Path(__file__).parents[3] / "cache_schema" / "v1.example.json"
 
 
-def test_validate_a_good_file(say):
-    said = say("validate", EXAMPLE)
-    assert said.code == 0
-    assert re.search(r"v1\.example\.json: \d records, valid", said.out)
+def test_validate_a_good_file(autolora):
+    completed = autolora("validate", EXAMPLE)
+    assert completed.code == 0
+    assert re.search(r"v1\.example\.json: \d records, valid", completed.out)
 
 
-def test_validate_says_what_is_wrong_and_where(say):
+def test_validate_says_what_is_wrong_and_where(autolora):
     keep("a.json", make_record(7), make_record(9, {REFERENCE: 10**6, "swift": 10**5}))
-    said = say("validate", "a.json", EXAMPLE)
-    assert said.code == 1
+    completed = autolora("validate", "a.json", EXAMPLE)
+    assert completed.code == 1
     title = "512 → 768, 9 tokens, dX, dA, dB, rank 8, float32"
     assert (
         f"a.json: error: {title} ({CPU.id}): winner 'swift' is no graph of this version of "
-        "autolora for this problem\n" in said.out
+        "autolora for this problem\n" in completed.out
     )
-    assert "a.json: 2 records, " in said.out
-    document = say("validate", "a.json", EXAMPLE, "--json").json
+    assert "a.json: 2 records, " in completed.out
+    document = autolora("validate", "a.json", EXAMPLE, "--json").json
     first, second = document["files"]
     assert (first["file"], first["valid"], second["valid"]) == ("a.json", False, True)
     assert {
@@ -39,25 +39,25 @@ def test_validate_says_what_is_wrong_and_where(say):
     } in first["findings"]
 
 
-def test_validate_shows_the_first_findings(say):
+def test_validate_shows_the_first_findings(autolora):
     many = [make_record(n, {REFERENCE: 10**6, "swift": 10**5}) for n in range(1, MAX_LINES + 6)]
     keep("a.json", *many)
-    said = say("validate", "a.json")
-    assert said.out.count("'swift' is no graph") == MAX_LINES
-    assert re.search(r"^and [\d,]+ more, which --json lists$", said.out, re.M)
+    completed = autolora("validate", "a.json")
+    assert completed.out.count("'swift' is no graph") == MAX_LINES
+    assert re.search(r"^and [\d,]+ more, which --json lists$", completed.out, re.M)
 
 
-def test_validate_tells_a_broken_cache_in_a_folder_from_what_is_none(say):
+def test_validate_tells_a_broken_cache_in_a_folder_from_what_is_none(autolora):
     Path("nodes").mkdir()
     data = keep("nodes/a.json", make_record(1)).read_bytes()
     Path("nodes/cut.json").write_bytes(data[:-9])
     Path("nodes/package.json").write_text('{"name":"x"}', encoding="utf-8")
-    said = say("validate", "nodes")
-    assert said.code == 1
-    assert "cut.json: error: it is no cache file" in said.out
-    assert "package.json is left out: it is no timing cache" in said.err
-    assert "package.json" not in said.out
-    assert say("validate", "nodes/package.json").code == 1  # which was named itself
+    completed = autolora("validate", "nodes")
+    assert completed.code == 1
+    assert "cut.json: error: it is no cache file" in completed.out
+    assert "package.json is left out: it is no timing cache" in completed.err
+    assert "package.json" not in completed.out
+    assert autolora("validate", "nodes/package.json").code == 1  # which was named itself
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_validate_tells_a_broken_cache_in_a_folder_from_what_is_none(say):
         (b'{"schema_version":9}', "its schema is newer than this autolora"),
     ],
 )
-def test_validate_standard_input(say, data, words):
-    said = say("validate", "-", stdin=data)
-    assert said.code == 1
-    assert f"standard input: error: {words}" in said.out
+def test_validate_standard_input(autolora, data, words):
+    completed = autolora("validate", "-", stdin=data)
+    assert completed.code == 1
+    assert f"standard input: error: {words}" in completed.out
