@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
 from autolora.graphs.tensors import sees_a_copy
@@ -103,6 +104,7 @@ _INTERMEDIATES: tuple[Step, ...] = (
 )
 
 
+@lru_cache(maxsize=64)
 def routes(problem: Problem) -> dict[str, Routes]:
     """The routes by name of each gradient that a problem needs: ``{"X": {...}, "A": ...}``."""
     dora = problem.variant == "dora"
@@ -120,6 +122,7 @@ def routes(problem: Problem) -> dict[str, Routes]:
     }
 
 
+@lru_cache(maxsize=64)
 def intermediates(problem: Problem) -> Mapping[str, Step]:
     """The step that makes each intermediate tensor, by its name."""
     return {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
 from autolora.graphs.tensors import sees_a_copy
@@ -82,6 +83,7 @@ _R = Elementwise("R", ("X", "D"), "R = X − D", "{X} - {D}")
 _W = Elementwise("W", ("Q",), "W = dequantize(Q)", "dequantize({Q!}, torch.{dtype})")
 
 
+@lru_cache(maxsize=64)
 def routes(problem: Problem) -> dict[str, tuple[Step, ...]]:
     """The forward routes of a problem, by name.
 
@@ -94,6 +96,7 @@ def routes(problem: Problem) -> dict[str, tuple[Step, ...]]:
     return {name: tuple(_adjusted(s, problem) for s in steps) for name, steps in table.items()}
 
 
+@lru_cache(maxsize=64)
 def intermediates(problem: Problem) -> Mapping[str, Step]:
     """The step that makes each intermediate tensor, by its name."""
     table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
