@@ -55,7 +55,7 @@ def test_recording_changes_nothing(fast):
     states = [(module, {**vars(module)}) for module in model.modules()]
 
     def step():
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         return gradients(model)
 
     loss, grads = step()

@@ -49,7 +49,7 @@ def gpt2(**lora):
         bos_token_id=0,
         eos_token_id=0,
     )
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = transformers.GPT2LMHeadModel(config)
     names = ["c_attn", "c_proj", "c_fc"]
     return adapt(model, target_modules=names, fan_in_fan_out=True, **lora)
@@ -81,7 +81,7 @@ def seeded(model, seed=5):
     forward = model.forward
 
     def from_seed(*args, **kwargs):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return forward(*args, **kwargs)
 
     model.forward = from_seed
@@ -92,7 +92,7 @@ def assert_same_training_step(fast, plain, tolerance, autocast=None):
     """Loss, gradients, and random numbers drawn."""
     states = []
     for model in (fast, plain):
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         gradients(model, autocast)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
@@ -235,7 +235,7 @@ def test_twenty_steps_with_dropout_have_the_losses_of_peft(kind):
     losses = []
     for model in (plain, fast):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         losses.append([])
         for _ in range(20):
             loss = model(**batch()).loss
@@ -298,7 +298,7 @@ def test_autocast_of_float32_with_dropout():
     fast = copy.deepcopy(plain)
     autolora.accelerate(fast)
     with autocast_to(BF16):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         fast(**batch())
     assert {choice.problem.dtype for choice in choices_of(fast)} == {"bfloat16"}
 

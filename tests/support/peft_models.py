@@ -32,7 +32,7 @@ def llama(dtype=torch.float32, **lora):
         num_key_value_heads=2,
         attention_bias=True,
     )
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).to(dtype)
     return adapt(model, **lora)
 
