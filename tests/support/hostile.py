@@ -1,9 +1,11 @@
 """Files that are made to hurt a reader, of any size; and what reading one costs a process."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from records import CPU, make_record
@@ -127,8 +129,8 @@ def real_file(size, *, record=None, indent=None, wide=False):
     return text.encode(), count
 
 
-READ = """
-import json, logging, sys
+READER = """
+import json, logging, os, sys
 from pathlib import Path
 from autolora.cache.files.store import TimingCache
 
@@ -142,11 +144,22 @@ def kb(name):
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0])
 
-TimingCache.load(sys.argv[2]).records
-Path("/proc/self/clear_refs").write_text("5")
-before = kb("VmRSS")
-records = TimingCache.load(sys.argv[1]).records
-print(json.dumps({"bytes": 1024 * (kb("VmHWM") - before), "told": told, "records": len(records)}))
+def read(path):
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kb("VmRSS")
+    records = TimingCache.load(path).records
+    most = 1024 * (kb("VmHWM") - before)
+    print(json.dumps({"bytes": most, "told": told, "records": len(records)}), flush=True)
+
+TimingCache.load(sys.argv[1]).records
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        read(json.loads(line))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        print(json.dumps({"died": status}), flush=True)
 """
 
 
@@ -163,13 +176,22 @@ def run(script, *arguments, **options):
     )
 
 
-def read_apart(path, *, seconds=120):
+@functools.cache
+def _reader():
+    """A process that has imported autolora, and forks for each path that it is given."""
+    folder = tempfile.TemporaryDirectory()
+    empty = Path(folder.name) / "empty.json"
+    empty.write_bytes(EMPTY)
+    return run(READER, empty), folder
+
+
+def read_apart(path):
     """Reads all records of a file in a process of its own.
 
     Returns:
         ``bytes`` at the peak beyond what the process had, warnings ``told``, and ``records`` found.
     """
-    empty = path.with_name("empty.json")
-    empty.write_bytes(EMPTY)
-    output, _ = run(READ, path, empty).communicate(timeout=seconds)
-    return json.loads(output)
+    process, _ = _reader()
+    process.stdin.write(json.dumps(str(path)) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
