@@ -1,19 +1,13 @@
 """Records for the tests of the cache: made by hand, and drawn by hypothesis."""
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from autolora.cache.records.candidate import OUTPUTS
-from autolora.cache.records.record import EFFORTS, Candidate, Record, Verdict
+from autolora.cache.records.candidate import OUTPUTS, Candidate, Verdict
+from autolora.cache.records.precedence import EFFORTS
+from autolora.cache.records.record import Record
 from autolora.environment import Environment
 from autolora.objective import KINDS, kinds_of
 from autolora.problem import DTYPES, GRADIENTS, LAYOUTS, VARIANTS, Problem
-
-# Laws hold on a busy machine too: nothing is judged by the time that it takes.
-settings.register_profile(
-    "busy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("busy")
 
 CPU = Environment("cpu", "AMD EPYC 9B14", "AVX512", 2, "2.13.0+cpu", "mkl 2024.2", "highest")
 OLDER = Environment("cpu", "AMD EPYC 9B14", "AVX512", 2, "2.12.0+cpu", "mkl 2024.2", "highest")
