@@ -18,7 +18,7 @@ from common.regimes import Regime
 from common.timing import against_peft, interleaved
 
 import autolora
-from autolora.graphs.space import flops_graph
+from autolora.graphs.unmeasured import flops_graph
 from autolora.nn.adapted import adapted_layers
 from autolora.nn.dispatch import pin
 from autolora.timing.statistics import paired
