@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from records import FAST, REJECTED
 
 from autolora import AutoloraError, objective
-from autolora.cache.records.candidate import OUTPUTS
-from autolora.cache.records.record import Verdict
+from autolora.cache.records.candidate import OUTPUTS, Verdict
 from autolora.objective import (
     KINDS,
     Objective,
@@ -18,7 +17,7 @@ from autolora.objective import (
     Pick,
     bytes_from,
     kinds_of,
-    lean_levels,
+    low_memory_levels,
     most_accurate,
     pick,
 )
@@ -123,7 +122,7 @@ def test_without_figures_all_are_equally_accurate():
     ],
 )
 def test_lean_levels(levels, below, limit, found):
-    assert lean_levels(levels, below, limit) == found
+    assert low_memory_levels(levels, below, limit) == found
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ from records import (
 )
 
 from autolora.cache.lookup.choice import choose
+from autolora.cache.records.candidate import Candidate, Verdict
 from autolora.cache.records.checks import LARGEST, dumps, loads
-from autolora.cache.records.record import EFFORTS, Candidate, Record, Verdict, better
+from autolora.cache.records.precedence import EFFORTS
+from autolora.cache.records.record import Record, better
 from autolora.objective import KINDS, Objective
 
 ENVIRONMENTS = {environment.id: environment for environment in (CPU, H100)}
@@ -167,7 +169,7 @@ BAD = [
     (("candidates", 0, "verdict", "reason"), "but", "reason"),
     (("candidates", 0, "verdict", "reason"), None, "reason"),
     (("candidates", 0, "verdict", "errors"), [], "errors"),
-    (("candidates", 0, "verdict", "errors"), {"dW": [0, 0]}, "errors"),
+    (("candidates", 0, "verdict", "errors"), {"W": [0, 0]}, "errors"),
     (("candidates", 0, "verdict", "errors"), {"Y": [0]}, "errors"),
     (("candidates", 0, "verdict", "errors"), {"Y": [-1, 0]}, "errors"),
     (("candidates", 0, "verdict", "errors"), {"Y": "01"}, "errors"),

@@ -16,10 +16,10 @@ import autolora
 from autolora import Problem
 from autolora.cache.files.store import TimingCache
 from autolora.environment import Environment
-from autolora.graphs.space import analytic_graph, flops_graph, reference_graph, valid_graphs
+from autolora.graphs.space import reference_graph, valid_graphs
+from autolora.graphs.unmeasured import analytic_graph, flops_graph, unmeasured_graph
 from autolora.nn import dispatch, layer_state
 from autolora.nn.dispatch import pin
-from autolora.nn.unmeasured import untuned_graph
 from autolora.objective import Objective
 
 
@@ -175,7 +175,7 @@ MIXED = replace(BOTH, dtype="bfloat16", gradients=("B",))
     "problem", [BOTH, DORA, ALONE, MIXED], ids=["plain", "dora", "only B", "mixed"]
 )
 def test_a_miss_under_memory_takes_a_graph_that_keeps_least(problem):
-    graph, how = untuned_graph(problem, Objective("memory"))
+    graph, how = unmeasured_graph(problem, Objective("memory"))
     graphs = valid_graphs(problem).values()
     assert graph.saved_bytes(problem) == min(g.saved_bytes(problem) for g in graphs)
     assert how == "chosen by FLOPs of those that keep least"
@@ -183,11 +183,11 @@ def test_a_miss_under_memory_takes_a_graph_that_keeps_least(problem):
     if problem is MIXED:
         assert (graph.forward, graph.dx) == (usual.forward, usual.dx)
     for objective in (Objective(), Objective("accuracy"), Objective("time", 10**6)):
-        assert untuned_graph(problem, objective) == (usual, "chosen by FLOPs and bytes")
+        assert unmeasured_graph(problem, objective) == (usual, "chosen by FLOPs and bytes")
     least = graph.saved_bytes(problem)
     if usual.saved_bytes(problem) > least:
-        assert untuned_graph(problem, Objective("time", least))[0] == graph
-    detail = untuned_graph(problem, Objective("memory", least - 1))[1]
+        assert unmeasured_graph(problem, Objective("time", least))[0] == graph
+    detail = unmeasured_graph(problem, Objective("memory", least - 1))[1]
     assert f"none keeps at most {least - 1} bytes; the leanest keeps {least}" in detail
 
 
@@ -196,7 +196,7 @@ def test_layers_choose_for_their_objective(caplog):
     with caplog.at_level(logging.WARNING, "autolora"):
         net(torch.randn(8, 24)).sum().backward()
     (choice,) = net[0]._autolora.choices.values()
-    assert choice.graph == untuned_graph(choice.problem, Objective("memory"))[0]
+    assert choice.graph == unmeasured_graph(choice.problem, Objective("memory"))[0]
     assert "--tokens 8 --objective memory" in caplog.text
     (layer,) = autolora.explain(net).layers
     assert layer.objective == Objective("memory")

@@ -15,7 +15,7 @@ from torch import nn
 import autolora
 from autolora.cache.files.store import TimingCache
 from autolora.environment import Environment
-from autolora.graphs.space import analytic_graph
+from autolora.graphs.unmeasured import analytic_graph
 from autolora.nn import dispatch
 from autolora.objective import TIME, Objective
 

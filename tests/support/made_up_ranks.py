@@ -20,8 +20,10 @@ BEGUN, MEASURED = Path("begun"), Path("measured")
 
 def made_up_clock(patch):
     """A machine on which one graph wins below 100 tokens, and another above."""
+    from dataclasses import replace
+
     from autolora.graphs.space import find_graph
-    from autolora.timing import conditions, measurement
+    from autolora.timing import conditions, kinds, measurement
     from autolora.timing.data import Data
     from autolora.timing.screen import Prediction
 
@@ -31,19 +33,21 @@ def made_up_clock(patch):
         times = {few: 3 * share**1.2, many: 3 * share**0.8}
         return lambda: 1e4 * times.get(graph.name, 10 * share)
 
-    def screen(graphs, data, *_):
-        return [Prediction(find_graph(name, data.problem), 1e6) for name in crossing(data.problem)]
+    def predict(problem, *_):
+        return [Prediction(find_graph(name, problem), 1e6) for name in crossing(problem)]
 
     patch(Data, "step", step)
     patch(Data, "floor", lambda data: lambda: 1.0)
     patch(conditions, "disturbed", lambda found, device: False)
-    patch(measurement, "screen", screen)
+    bench = replace(kinds.WORKBENCHES["layer"], predict=predict)
+    patch(kinds, "WORKBENCHES", {"layer": bench})
     patch(measurement, "measure_for", lambda device: lambda run: run() or 1.0)
 
 
 def crossing(problem):
     """The graphs that are fast for few and for many tokens."""
-    from autolora.graphs.space import flops_graph, valid_graphs
+    from autolora.graphs.space import valid_graphs
+    from autolora.graphs.unmeasured import flops_graph
 
     others = {"reference", flops_graph(problem).name}
     few, many = sorted(set(valid_graphs(problem)) - others)[:2]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from cases import DORA, KINDS, small
 
-from autolora.graphs.space import analytic_graph, find_graph, reference_graph
+from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.unmeasured import analytic_graph
 from autolora.timing.accuracy import verdict
 
 CPU = torch.device("cpu")

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from autolora import Problem
-from autolora.cache.records.record import Verdict
-from autolora.graphs.graph import REFERENCE
-from autolora.graphs.space import flops_graph, reference_graph
+from autolora.cache.records.candidate import Verdict
+from autolora.graphs.base import REFERENCE
+from autolora.graphs.space import reference_graph
+from autolora.graphs.unmeasured import flops_graph
 from autolora.objective import Objective
-from autolora.timing.screen import Prediction
-from autolora.timing.selection import promising, select_candidates
+from autolora.timing.screen import Prediction, promising
+from autolora.timing.selection import select_candidates
 
 PLAIN = Problem(256, 256, 512, 8, "bfloat16", "cpu")
 DROPOUT = replace(PLAIN, adapter_dtype="float32", compute_dtype="float32", dropout=True)
