@@ -83,12 +83,12 @@ def tiny():
     autolora.tune(adapted_layers(fast)[0].problem(1))
     x, G = torch.randn(1, 64, requires_grad=True), torch.randn(1, 64)
 
-    def ten_calls(model):
+    def ten_calls(layer):
         for _ in range(10):
-            layer_of(model)(x).backward(G)
+            layer(x).backward(G)
 
-    models = {"peft": plain, "autolora": fast}
-    steps = {name: lambda model=model: ten_calls(model) for name, model in models.items()}
+    layers = {"peft": layer_of(plain), "autolora": layer_of(fast)}
+    steps = {name: lambda layer=layer: ten_calls(layer) for name, layer in layers.items()}
     times = interleaved(steps, 400, warmup=0)
     return {
         "speedup": paired(times["peft"], times["autolora"])[0],
