@@ -209,8 +209,9 @@ def _check(
             run()
         # The baseline wins unless it is beaten by more than the noise.
         result = race(runs, measure, pace, rng, baseline=winner, between=data.clear)
-    times = result.confirmed
-    ratio, noise = compare(times[winner], times[result.winner])
+    times, best = result.confirmed[winner], result.confirmed[result.winner]
+    rounds = min(len(times), len(best))  # one that is clearly beaten stops running
+    ratio, noise = compare(times[:rounds], best[:rounds])
     return Check(record, result.winner, ratio - 1, noise) if ratio > 1 else Check(record, winner)
 
 
