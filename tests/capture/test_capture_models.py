@@ -400,6 +400,8 @@ def test_experts_that_choose_their_tokens_do_not_vary():
 def test_stacked_experts_are_noted_where_the_targets_include_them(
     tmp_path, kind, target_modules, noted
 ):
+    if kind in SEPARATE and transformers_version < "5":
+        pytest.skip("its experts are layers of their own in this version of transformers")
     found, _ = captured(KINDS[kind][0], tmp_path, target_modules=target_modules)
     assert len(found.notes) == noted
 
