@@ -67,7 +67,7 @@ def test_of_a_cpu_starts_no_cuda_and_knows_the_newer_precision_setting():
         "from autolora.environment import Environment\n"
         "Environment.of('cpu')\n"
         "assert not torch.cuda.is_initialized()\n"
-        "if hasattr(torch.backends.mkldnn.matmul, 'fp32_precision'):\n"
+        "if hasattr(getattr(torch.backends.mkldnn, 'matmul', None), 'fp32_precision'):\n"
         "    torch.backends.mkldnn.matmul.fp32_precision = 'bf16'\n"
         "    assert Environment.of('cpu').float32_matmul_precision == 'bf16'\n"
     )
