@@ -11,14 +11,13 @@ file holds, so that the runs need not be made at once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import tempfile
 import time
 from itertools import combinations
-from pathlib import Path
 from typing import Any
+
+from common.arguments import parsed, parser_for, temporary_cache, write
 
 from autolora import Problem
 from autolora.tuning.tuner import tune_problems
@@ -40,21 +39,19 @@ GROUPS = {"llama": LLAMA, "tiny": TINY}
 
 def main() -> None:
     """Tunes each group a few times and compares the runs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__)
     parser.add_argument("--only", choices=GROUPS, help="one group of problems")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of a run of llama")
-    parser.add_argument("--json", type=Path, help="file of the runs, read and written")
-    options = parser.parse_args()
+    options = parsed(parser)
     runs: dict[str, list[Any]] = {name: [] for name in GROUPS}
     if options.json and options.json.exists():
-        runs |= json.loads(options.json.read_text())
+        runs |= json.loads(options.json.read_text())["results"]
     for group in [options.only] if options.only else GROUPS:
         for _ in range(options.runs):
             budget = options.budget if group == "llama" else None
             runs[group].append(tuned(GROUPS[group], budget))
-            if options.json:
-                options.json.write_text(json.dumps(runs, indent=1) + "\n")
+            write(options.json, runs)
         show(group, runs[group])
 
 
@@ -62,9 +59,8 @@ def tuned(problems: dict[str, Problem], budget: float | None) -> dict[str, Any]:
     """One run: what it took, and of each problem the winner and how sure that is."""
     names = {problem: name for name, problem in problems.items()}
     start, load = time.monotonic(), os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder, "cache.json")
-        result = tune_problems(list(names), budget=budget, cache=cache)
+    with temporary_cache():
+        result = tune_problems(list(names), budget=budget)
     rows = {}
     for record in result.records:
         found = record.conditions

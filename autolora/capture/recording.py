@@ -71,10 +71,7 @@ class Recording:
         lines = [f"autolora: {len(uses)} problems in {sum(uses.values())} calls of LoRA layers"]
         shapes: dict[str, dict[int, int]] = {}
         for problem, number in uses.items():
-            counts = shapes.setdefault(
-                problem.family_text,
-                {},
-            )
+            counts = shapes.setdefault(problem.family_text, {})
             counts[problem.tokens] = counts.get(problem.tokens, 0) + number
         for shape, counts in shapes.items():
             tokens = ", ".join(f"{count} (×{counts[count]})" for count in sorted(counts))

@@ -45,7 +45,7 @@ def analytic_graph(problem: Problem) -> Graph:
     """
     balance = _FLOPS_PER_BYTE[problem.device]
     best = min(
-        (cost for cost in untransposed_costs(problem) if surely_accurate(cost.graph, problem)),
+        _accurate_costs(problem),
         key=lambda cost: (cost.flops + balance * cost.bytes, -len(cost.graph.saves)),
         default=None,
     )
@@ -82,6 +82,11 @@ def untransposed_costs(problem: Problem) -> list[Cost]:
     ]
 
 
+def _accurate_costs(problem: Problem) -> list[Cost]:
+    """Those of the graphs that are surely as accurate as the reference."""
+    return [c for c in untransposed_costs(problem) if surely_accurate(c.graph, problem)]
+
+
 @lru_cache(maxsize=FAMILIES)
 def _untransposed_figures(problem: Problem) -> list[list[tuple[Graph, list[tuple[int, int]]]]]:
     """FLOPs, bytes and saved bytes of the untransposed graphs, see :func:`affine`, by group."""
@@ -105,7 +110,7 @@ def unmeasured_graph(problem: Problem, objective: Objective) -> tuple[Graph, str
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"
     best = min(
-        (cost for cost in untransposed_costs(problem) if surely_accurate(cost.graph, problem)),
+        _accurate_costs(problem),
         key=lambda c: (c.saved_bytes, c.flops, c.bytes, c.graph.name),
         default=None,
     )

@@ -83,6 +83,10 @@ class Result:
         """The times of two candidates in the rounds that both ran in."""
         return _together(self.heats, self.confirmed, first, second)
 
+    def compare(self, first: str, second: str) -> tuple[float, float]:
+        """One finalist's time over another's by the confirmation, and its standard error."""
+        return _confirmed(self.confirmed, first, second)
+
 
 def race(
     runs: Mapping[str, Run],
@@ -165,9 +169,7 @@ def race(
         verdict = _judged(able, baseline, samples, confirmed)
         calm = instability(samples[name] + confirmed[name] for name in able) <= _QUIET
         decided = verdict.within + verdict.noise / 2 <= EVEN  # it was looked at many times
-        if decided and number >= (1 if calm else _RESTLESS):
-            break
-        if clock() - start >= pace.seconds:
+        if (decided and number >= (1 if calm else _RESTLESS)) or clock() - start >= pace.seconds:
             break
         if number >= _FEW:
             finalists = _in_doubt(finalists, able, verdict, baseline, samples, confirmed)
@@ -194,9 +196,8 @@ def _judged(able: Sequence[str], baseline: str, samples: Samples, confirmed: Sam
     longest = max((baseline, *able), key=lambda name: len(confirmed[name]))
     first = min(able, key=lambda name: _confirmed(confirmed, name, longest)[0])
     winner = first if _beats(first, baseline, samples, confirmed) else baseline
-    others = [_confirmed(confirmed, name, winner) for name in able if name != winner]
-    if winner != baseline:  # it beats that over all rounds
-        others = [_confirmed(confirmed, n, winner) for n in able if n not in (winner, baseline)]
+    rivals = [n for n in able if n not in (winner, baseline)]  # a winner beats the baseline
+    others = [_confirmed(confirmed, name, winner) for name in rivals]
     noise = max((error for _, error in others), default=0.0)
     return _Verdict(first, winner, noise, max((_possible(*pair) for pair in others), default=0.0))
 

@@ -30,7 +30,6 @@ from autolora.timing.effort import EFFORTS
 from autolora.timing.kinds import workbench_of
 from autolora.timing.measurement import measure_problem
 from autolora.timing.race import Pace, race
-from autolora.timing.statistics import compare
 from autolora.tuning.result import Progress
 
 TOLERANCE = 0.05  # share by which a winner is slower than another if it has drifted
@@ -209,9 +208,7 @@ def _check(
             run()
         # The baseline wins unless it is beaten by more than the noise.
         result = race(runs, measure, pace, rng, baseline=winner, between=data.clear)
-    times, best = result.confirmed[winner], result.confirmed[result.winner]
-    rounds = min(len(times), len(best))  # one that is clearly beaten stops running
-    ratio, noise = compare(times[:rounds], best[:rounds])
+    ratio, noise = result.compare(winner, result.winner)
     return Check(record, result.winner, ratio - 1, noise) if ratio > 1 else Check(record, winner)
 
 
