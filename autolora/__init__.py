@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autolora.capture.recording import record
     from autolora.errors import AutoloraError, MissError
     from autolora.nn.explanation import explain
-    from autolora.nn.frozen import freeze, unfreeze
+    from autolora.nn.freezing.freeze import freeze, unfreeze
     from autolora.nn.linear import LoRALinear, add_lora
     from autolora.nn.peft import accelerate, restore
     from autolora.nn.strict import strict
@@ -52,12 +52,12 @@ _HOMES = {
     "accelerate": "autolora.nn.peft",
     "add_lora": "autolora.nn.linear",
     "explain": "autolora.nn.explanation",
-    "freeze": "autolora.nn.frozen",
+    "freeze": "autolora.nn.freezing.freeze",
     "record": "autolora.capture.recording",
     "restore": "autolora.nn.peft",
     "strict": "autolora.nn.strict",
     "tune": "autolora.tuning.entry",
-    "unfreeze": "autolora.nn.frozen",
+    "unfreeze": "autolora.nn.freezing.freeze",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from autolora.nn import defaults, dispatch, strict
+from autolora.nn import choosing, defaults, strict
 from autolora.timing import clock, conditions, measurement
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
@@ -31,7 +31,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "timings.v1.json"))
     monkeypatch.setattr("platformdirs.site_cache_dir", lambda *_, **__: str(tmp_path / "site"))
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "user"))
-    dispatch.refresh()
+    choosing.refresh()
     for variable in (defaults.VARIABLE, defaults.LIMIT_VARIABLE, strict.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(strict, "_told", None)
@@ -43,7 +43,7 @@ def _own_cache(tmp_path, monkeypatch):
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     yield
-    dispatch.refresh()
+    choosing.refresh()
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,8 @@ from autolora.cli import main
 from autolora.environment import Environment
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.kinds import SPACES, GraphSpace, find_graph
-from autolora.nn.dispatch import ask
-from autolora.nn.snapshot import read_message, read_snapshot, write_message
+from autolora.nn.choosing import ask
+from autolora.nn.freezing.snapshot import read_message, read_snapshot, write_message
 from autolora.nn.strict import miss_error
 from autolora.objective import TIME
 from autolora.problem import BaseProblem, Problem

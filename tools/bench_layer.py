@@ -20,7 +20,7 @@ from common.timing import against_peft, interleaved
 import autolora
 from autolora.graphs.unmeasured import flops_graph
 from autolora.nn.adapted import adapted_layers
-from autolora.nn.dispatch import pin
+from autolora.nn.choosing import pin
 from autolora.timing.statistics import paired
 
 SHAPES = [  # tokens, in, out

@@ -22,7 +22,7 @@ import autolora
 from autolora.graphs.graph import REFERENCE
 from autolora.graphs.space import valid_graphs
 from autolora.nn.adapted import adapted_layers
-from autolora.nn.dispatch import pin
+from autolora.nn.choosing import pin
 
 MIB = 2**20
 REGIMES = (

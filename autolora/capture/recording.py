@@ -19,7 +19,7 @@ from autolora.nn.adapted import adapted_layers
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
-from autolora.nn.statement import problem_of
+from autolora.nn.statement import call_facts, layer_facts, problem_of
 from autolora.objective import Objective
 from autolora.problem import BaseProblem
 
@@ -53,7 +53,8 @@ class Recording:
     @property
     def objective(self) -> list[Objective]:
         """What the layers choose their graphs for."""
-        return list(dict.fromkeys(layer.state.wanted for layer in adapted_layers(self.model)))
+        policies = [layer.state.policy for layer in adapted_layers(self.model)]
+        return list(dict.fromkeys(policy.wanted for policy in policies))
 
     @property
     def device(self) -> torch.device | None:
@@ -194,4 +195,7 @@ def _problem_of(x: Tensor, module: nn.Module) -> BaseProblem | str:
     own = None if isinstance(tensors[0], Tensor) else getattr(tensors[0], "compute_dtype", None)
     if own is not None and x.dtype != own:  # a quantised layer casts it first
         x = x.new_empty((), dtype=own).expand(x.shape).requires_grad_(x.requires_grad)
-    return problem_of(getattr(module, "_autolora", None) or LayerState(), x, tensors, p)
+    state = getattr(module, "_autolora", None) or LayerState()
+    tokens = x.numel() // (x.shape[-1] or 1) if x.dim() else 1
+    layer, call = layer_facts(tensors), call_facts(x, tensors, p)
+    return problem_of(layer, call, tokens, state.policy.compute_dtype)

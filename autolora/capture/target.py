@@ -18,6 +18,7 @@ from autolora.capture.hf_config import CONFIG, load_config
 from autolora.capture.model_file import load_model_file
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.layer_state import choose_anew
 from autolora.nn.linear import add_lora
 from autolora.problem import QUANTISED, Problem
 
@@ -184,8 +185,8 @@ def _convert(model: nn.Module, adapters: Adapters) -> None:
 
             if any(lora_layers(model)):
                 accelerate(model)
-        for layer in adapted_layers(model):
-            layer.state.compute_dtype = adapters.compute_dtype
+        states = [layer.state for layer in adapted_layers(model)]
+        choose_anew(states, compute_dtype=adapters.compute_dtype)
 
 
 def _require_lora(model: nn.Module, name: str) -> None:

@@ -216,6 +216,9 @@ def add_target(parser: Any) -> None:
         "a few of a range and those where the winner changes, LOW:HIGH:STEP every STEP",
     )
     add_device(size)
+    size.add_argument(
+        "--compiled", action="store_true", help="the training compiles the model by torch.compile"
+    )
 
 
 def add_count(

@@ -22,12 +22,14 @@ from autolora.cli.output.tables import group_names, name_shape
 from autolora.cli.targets import device_of, read_target
 from autolora.environment import Environment
 from autolora.graphs.kinds import unmeasured_graph
-from autolora.nn.dispatch import ask
+from autolora.nn.choosing import ask
 from autolora.nn.strict import is_strict, miss_detail
 from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
 
 _MISS = "not tuned"
+# Reasons for which tuning is advised, the first one decides, and what for.
+_UNTUNED = {"miss": "", "other-mode": " compiled", "other-environment": " for this environment"}
 
 T = TypeVar("T")
 
@@ -38,7 +40,8 @@ class Decision:
 
     Args:
         graph: its name.
-        reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment`` or ``miss``.
+        reason: ``exact``, ``interpolated``, ``nearest``, ``other-mode``, ``other-environment``
+            or ``miss``.
         detail: the reason in more words.
     """
 
@@ -66,11 +69,11 @@ def run(options: Namespace) -> int:
 def decide(
     problems: Sequence[BaseProblem], device: torch.device, lookup: Lookup, asked: Objective
 ) -> dict[BaseProblem, Decision]:
-    """The graph that a layer would run for each problem, as :mod:`autolora.nn.dispatch` decides."""
+    """The graph that a layer would run for each problem, as :mod:`autolora.nn.choosing` decides."""
     environment, strict = Environment.of(device), is_strict()
     decisions = {}
     for problem in problems:
-        graph, answer = ask(lookup, problem, environment, asked, other_environments=not strict)
+        graph, answer = ask(lookup, problem, environment, asked, strict=strict)
         detail = answer.detail
         if graph is None:
             graph, how = unmeasured_graph(problem, asked)
@@ -116,9 +119,9 @@ def _print(
     words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.items()]
     purpose = "" if asked == TIME else f" for {asked}"
     print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(words)}.")
-    if untuned := [reason for reason in ("miss", "other-environment") if reason in reasons]:
+    if untuned := [reason for reason in _UNTUNED if reason in reasons]:
         words = [word for word in argv[1:] if word != "--json"]
-        what = "them" if "miss" in untuned else "them for this environment"
+        what = f"them{_UNTUNED[untuned[0]]}"
         print_line(f"To tune {what}: autolora tune {shlex.join(words)}")
 
 

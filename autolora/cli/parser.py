@@ -103,6 +103,9 @@ def _add_tune(commands: Any) -> None:
         measuring, "for the whole run: 90, 60s, 5m, 1h; most for the layers that take most time"
     )
     arguments.add_objective(measuring, "what to find graphs for")
+    measuring.add_argument(
+        "--compile-mode", metavar="MODE", help="of torch.compile, with --compiled (default)"
+    )
     arguments.add_cache(measuring, "file to write (default: 'autolora cache path')")
     measuring.add_argument(
         "--force",

@@ -11,7 +11,7 @@ import torch
 from autolora.capture.capture import Capture, capture
 from autolora.capture.target import Adapters, load_target
 from autolora.errors import AutoloraError
-from autolora.problem import DEVICES
+from autolora.problem import COMPILED, DEVICES
 
 
 def read_target(options: Namespace, device: torch.device, most: int | None = None) -> Capture:
@@ -47,6 +47,8 @@ def read_target(options: Namespace, device: torch.device, most: int | None = Non
             tokens=counts[:1],
             autocast=torch_dtype(options.autocast),
         )
+    if options.compiled:
+        found = found.changed(lambda problem: problem.in_mode(COMPILED))
     number = len(found.problems) * max(len(counts), 1)
     if most is not None and number > most:
         raise AutoloraError(

@@ -36,6 +36,7 @@ from autolora.cluster.torchrun import joined
 from autolora.errors import AutoloraError
 from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
+from autolora.timing.compiling import mode_from, require_compiler
 from autolora.timing.effort import ESTIMATE
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
@@ -69,6 +70,9 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
     first_rank = cluster is None or cluster.rank == 0
     if cluster is not None and first_rank and options.effort != ESTIMATE:
         ranks.print_thread_note(device)
+    compile_mode = mode_from(options.compile_mode or True)
+    if options.compiled and options.effort != ESTIMATE:
+        require_compiler(device)
     with progress() if first_rank else nullcontext() as on_progress:
         result = tune_problems(
             found.problems,
@@ -82,6 +86,7 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
             weights=found.uses,
             between=options.tokens.ranged,
             cluster=cluster,
+            compile_mode=compile_mode,
         )
     if not first_rank:
         return INTERRUPTED if result.interrupted else FAILED if result.parted else 0

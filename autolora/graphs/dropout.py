@@ -39,6 +39,11 @@ def dropout_mask(X: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     return mask.view(torch.uint8)
 
 
+def traced_dropout_mask(X: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """The mask that a compiled ``F.dropout(X.to(dtype), p)`` draws, as uint8."""
+    return torch.native_dropout(X.to(dtype), p, True)[1].to(torch.uint8)
+
+
 def _draw_integers(mask: Tensor, keep: float, generator: torch.Generator | None = None) -> None:
     """``bernoulli_`` keeps where 53 random bits, as a fraction, are below the probability."""
     flat, limit = mask.view(-1), math.ceil(math.ldexp(keep, _BITS))

@@ -1,4 +1,8 @@
-"""Running a graph under autograd, both for layers and for the tuner."""
+"""Running a graph under autograd, in eager mode and in a trace, for layers and for the tuner.
+
+Nothing may change in place in a trace of torch.compile, and products by oneDNN are operators there
+that the compiler takes as they are; the source of a compiled problem sees to both.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,21 @@ def run(
     if executable.problem.gradients:
         return _LoRA.apply(X, *tensors, s, p, executable)  # type: ignore[no-any-return,no-untyped-call]
     return executable.forward(X, *tensors, s, p)[0]
+
+
+def run_traced(
+    executable: Executable, X: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
+) -> Tensor:
+    """Computes Y by a graph of a compiled problem, as :func:`run` does.
+
+    Autocast may be on: the graph converts by itself.
+    """
+    if not X.is_contiguous():
+        X = X.contiguous()
+    with torch.autocast(executable.problem.device, enabled=False):
+        if executable.problem.gradients:
+            return _TracedLoRA.apply(X, *tensors, s, p, executable)  # type: ignore[no-any-return,no-untyped-call]
+        return executable.forward(X, *tensors, s, p)[0]
 
 
 class _LoRA(torch.autograd.Function):
@@ -81,6 +100,41 @@ class _LoRA(torch.autograd.Function):
         dX, dA, dB, dc, dM = gradients
         if dX is not None and len(shape) != 2:
             dX = dX.view(shape)
+        return dX, None, None, dA, dB, dc, dM, None, None, None
+
+
+class _TracedLoRA(torch.autograd.Function):
+    """Binds the forward and backward of an executable to autograd, for a trace."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        X: Tensor,
+        W: Any,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        c: Tensor | None,
+        M: Tensor | None,
+        s: float,
+        p: float,
+        executable: Executable,
+    ) -> Tensor:
+        Y, saved = executable.forward(X, W, b, A, B, c, M, s, p)
+        ctx.save_for_backward(*saved)
+        ctx.executable, ctx.numbers, ctx.shape = executable, (s, p), X.shape
+        ctx.quantised = None if isinstance(W, Tensor) else W
+        return Y
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        rows = G if G.dim() == 2 else G.reshape(-1, G.shape[-1])
+        with torch.autocast(ctx.executable.problem.device, enabled=False):
+            dX, dA, dB, dc, dM = ctx.executable.backward(
+                rows.contiguous(), ctx.saved_tensors, ctx.quantised, *ctx.numbers
+            )
+        if dX is not None and G.dim() != 2:
+            dX = dX.reshape(ctx.shape)
         return dX, None, None, dA, dB, dc, dM, None, None, None
 
 

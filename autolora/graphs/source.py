@@ -16,15 +16,15 @@ import torch
 
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
-from autolora.graphs.dropout import dropout_mask
+from autolora.graphs.dropout import dropout_mask, traced_dropout_mask
 from autolora.graphs.graph import Graph
-from autolora.graphs.operators import dequantize, onednn
+from autolora.graphs.operators import dequantize, onednn, traced_onednn
 from autolora.graphs.tensors import BYTES, at_size_one, run_dtype, tensor_dtype
-from autolora.problem import DTYPES, GRADIENTS, QUANTISED, Problem
+from autolora.problem import COMPILED, DTYPES, GRADIENTS, QUANTISED, Problem
 
 PARAMETERS = ("A", "B", "c", "M")  # of the adapter, stored in adapter_dtype
 
-# The global names of generated code.
+# The global names of generated code, and those that differ where torch.compile traces it.
 _SCOPE: dict[str, Any] = {
     "torch": torch,
     "onednn": onednn,
@@ -35,6 +35,8 @@ _SCOPE: dict[str, Any] = {
     "reshaped": torch.ops.aten._unsafe_view.default,
     **{f"zero_{dtype}": torch.zeros((), dtype=getattr(torch, dtype)) for dtype in DTYPES},
 }
+_TRACED_SCOPE = _SCOPE | {"onednn": traced_onednn, "dropout_mask": traced_dropout_mask}
+_IN_PLACE = re.compile(r"(\.[a-z]+)_\(")  # every such method has a twin that makes a new tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
             f"    return {results}",
         ]
     )
-    scope = dict(_SCOPE)
+    scope = dict(_TRACED_SCOPE if problem.mode == COMPILED else _SCOPE)
     exec(compile(source, f"<autolora graph {graph.name}>", "exec"), scope)
     return Executable(graph, problem, names, scope["forward"], scope["backward"])
 
@@ -240,6 +242,8 @@ class _Emitter:
         self._line(f"{step.out} = {code}", tuple(dict.fromkeys(reads)), step.out)
 
     def _line(self, text: str, reads: tuple[str, ...], writes: str) -> None:
+        if self.problem.mode == COMPILED:
+            text = _IN_PLACE.sub(r"\1(", text)
         views = tuple(
             name for name in dict.fromkeys(reads) if name.partition("_")[0] in self.graph.transposed
         )

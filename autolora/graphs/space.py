@@ -13,7 +13,7 @@ from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import SAVEABLE, Graph
 from autolora.graphs.tensors import at_size_one, run_dtype
-from autolora.problem import GRADIENTS, Problem
+from autolora.problem import COMPILED, GRADIENTS, Problem
 
 # Sizes of the caches: of problems, of problems whatever their tokens, and of problems at size one.
 # Thousands of graphs belong to one of the last, so only these hold graphs.
@@ -138,6 +138,8 @@ def _with_saved(graph: Graph, problem: Problem) -> Iterator[Graph]:
         kept = replace(graph, saves=frozenset(saves))
         if kept.saves <= set(kept.saved(problem)):
             again = {step.out for step in kept.backward_steps(problem)}
+            if problem.mode == COMPILED and again & made.intersection(SAVEABLE):
+                continue  # the compiler makes a tensor once, and decides itself what is kept
             yield replace(kept, recomputes=frozenset(again.intersection(SAVEABLE)))
 
 

@@ -17,7 +17,7 @@ from autolora.graphs.space import (
 )
 from autolora.graphs.tensors import BYTES, at_size_one
 from autolora.objective import Objective, over_limit
-from autolora.problem import Problem
+from autolora.problem import COMPILED, Problem
 
 # FLOPs in the time of moving one byte.
 _FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
@@ -104,8 +104,11 @@ def unmeasured_graph(problem: Problem, objective: Objective) -> tuple[Graph, str
     """The graph chosen without measurements, and how it was chosen, in words.
 
     By FLOPs and bytes; for memory, or if that graph exceeds the limit, by FLOPs among the graphs
-    that save the fewest bytes. Only graphs as accurate as the reference are considered.
+    that save the fewest bytes. Only graphs as accurate as the reference are considered. Compiled
+    problems get the reference graph: which others are faster compiled is not known unmeasured.
     """
+    if problem.mode == COMPILED:
+        return reference_graph(problem), "PEFT's graph, compiled"
     graph = analytic_graph(problem)
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"

@@ -14,8 +14,8 @@ from autolora.graphs.function import LayerTensors
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
 from autolora.nn.linear import LoRALinear
-from autolora.nn.statement import state_problem, trainable
-from autolora.problem import Problem
+from autolora.nn.statement import layer_facts, state_problem, trainable
+from autolora.problem import EAGER, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class AdaptedLayer:
         autocast: torch.dtype | None = None,
         device: str | None = None,
         training: bool = True,
+        mode: str = EAGER,
     ) -> Problem:
         """The problem that this layer poses for an input of ``tokens`` rows.
 
@@ -53,19 +54,21 @@ class AdaptedLayer:
             autocast: dtype of autocast, None if it is off.
             device: type of the training device; defaults to that of the weights.
             training: whether dropout is active.
+            mode: how the layer runs.
 
         Raises:
             ValueError: there are no graphs for a dtype or the device.
         """
-        compute_dtype = self.state.compute_dtype or autocast or self.tensors[2].dtype
+        compute_dtype = self.state.policy.compute_dtype or autocast or self.tensors[2].dtype
         return state_problem(
-            self.tensors,
+            layer_facts(self.tensors),
             tokens=tokens,
             dtype=self.base_dtype if autocast is None or self.quantised else autocast,
             device=device or self.device.type,
             compute_dtype=compute_dtype,
             dropout=training and self.dropout > 0,
             gradients=("X", *self.weights) if gradients is None else gradients,
+            mode=mode,
         )
 
     @property

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.nn.dispatch import decide
+from autolora.nn.choosing import decide
 from autolora.nn.layer_state import Choice
+from autolora.nn.statement import layer_facts
 from autolora.objective import TIME, Objective
-from autolora.problem import DEVICES, BaseProblem
+from autolora.problem import DEVICES, EAGER, BaseProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,10 @@ class LayerExplanation:
         name: path in the model.
         problem: what the layer computes.
         graph: name of the graph that it runs.
-        reason: ``exact``, ``interpolated``, ``nearest``, ``other-environment``, ``miss`` or
-            ``pinned``.
+        reason: ``exact``, ``interpolated``, ``nearest``, ``other-mode``, ``other-environment``,
+            ``miss`` or ``pinned``.
         detail: more about the reason; also whether the layer is frozen, and on which plan.
-        calls: number of calls so far; 0 if ``tokens`` was given.
+        calls: number of calls so far; 0 if ``tokens`` was given or the layer is compiled.
         objective: what the graph was chosen for.
     """
 
@@ -41,9 +42,10 @@ class LayerExplanation:
 
     @property
     def why(self) -> str:
-        """Reason and detail, and the objective if it is not time."""
+        """Reason and detail, the mode unless it is eager, and the objective if it is not time."""
+        mode = "" if self.problem.mode == EAGER else self.problem.mode
         objective = "" if self.objective == TIME else f"for {self.objective}"
-        return ", ".join(filter(None, (objective, self.reason, self.detail)))
+        return ", ".join(filter(None, (mode, objective, self.reason, self.detail)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
     left = left_layers(model)
     for layer in adapted_layers(model):
         seen = list(layer.state.choices.values())
+        if not any(choice.is_compiled for choice in seen):  # it may share others' compiled code
+            seen += layer.state.policy.traced_for(layer_facts(layer.tensors))
         for choice in seen if tokens is None else [_ahead(layer, tokens)]:
             if choice.problem is None:
                 left.append((layer.name, choice.detail))
@@ -117,7 +121,7 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
                         choice.reason,
                         choice.detail,
                         choice.calls,
-                        layer.state.wanted,
+                        layer.state.policy.wanted,
                     )
                 )
     return Explanation(layers, left)
@@ -128,4 +132,4 @@ def _ahead(layer: AdaptedLayer, tokens: int) -> Choice:
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
-    return decide(problem, device, layer.state)
+    return decide(problem, device, layer.state.policy)

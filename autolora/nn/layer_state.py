@@ -7,11 +7,11 @@ limited, and layers share equal keys.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
@@ -19,16 +19,18 @@ from autolora.graphs.base import BaseGraph
 from autolora.graphs.source import Executable
 from autolora.nn.defaults import default_objective
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem
+from autolora.problem import COMPILED, BaseProblem, Problem
 
 if TYPE_CHECKING:
-    from autolora.nn.snapshot import Snapshots
+    from autolora.nn.freezing.snapshot import Snapshots
 
 Chooser = Callable[[Problem], BaseGraph]
 Key = tuple[Any, ...]
 
 MOST_CHOICES = 2048  # of one layer
 MOST_SHARED = 16384  # keys, of all layers together
+
+_PARTS = ("compute_dtype", "objective", "chooser", "snapshots")  # of a policy
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class Choice:
         reason: a grade of :mod:`autolora.cache.lookup.lookup`, ``"pinned"`` or ``"left"``.
         detail: more about the reason.
         executable: of the graph, None for the reference graph.
+        lack: what the graph was not tuned for though the objective needs it, in words.
         calls: number of calls.
     """
 
@@ -49,38 +52,81 @@ class Choice:
     reason: str
     detail: str = ""
     executable: Executable | None = None
+    lack: str = ""
     calls: int = 0
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it was made while the layer was compiled; then no calls are counted."""
+        return self.problem is not None and self.problem.mode == COMPILED
 
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class LayerState:
-    """The state of one layer.
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Policy:
+    """How layers choose their graphs; one object for all layers that choose alike.
 
     Args:
         compute_dtype: of the adapter branch, None for PEFT's.
-        objective: of the layer, None to use the environment variables.
-        chooser: overrides the timing cache, see :func:`~autolora.nn.dispatch.pin`.
-        choices: by everything that determines the problem of a call.
-        snapshots: the plan that the layer is frozen on, None if it is not frozen. Copies of the
-            layer are not frozen.
+        objective: None to use the environment variables.
+        chooser: overrides the timing cache, see :func:`~autolora.nn.choosing.pin`.
+        snapshots: the plan that the layers are frozen on, None if they are not frozen.
+        key: names the policy in compiled code, which compares it at every call, so that layers with
+            a new policy are compiled again.
+        traced: the choices made while layers were compiled, by everything that determined them.
     """
 
     compute_dtype: torch.dtype | None = None
     objective: Objective | None = None
     chooser: Chooser | None = None
-    choices: dict[Key, Choice] = field(default_factory=dict)
     snapshots: Snapshots | None = None
-
-    def __post_init__(self) -> None:
-        with _lock:
-            _all.add(self)
+    key: str = ""
+    traced: dict[Key, Choice] = field(default_factory=dict)
 
     @property
     def wanted(self) -> Objective:
-        """The objective in effect: the layer's, the plan's, or the environment variables'."""
+        """The objective in effect: its own, the plan's, or the environment variables'."""
         if self.objective is not None:
             return self.objective
         return default_objective() if self.snapshots is None else self.snapshots.objective
+
+    def traced_for(self, layer: object) -> list[Choice]:
+        """The choices made while layers with these facts were compiled, see ``statement``."""
+        return [choice for (like, *_), choice in self.traced.items() if like == layer]
+
+    @staticmethod
+    def shared(
+        compute_dtype: torch.dtype | None = None,
+        objective: Objective | None = None,
+        chooser: Chooser | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Policy:
+        """The policy of these parts in the current generation."""
+        parts = (compute_dtype, objective, chooser, snapshots)
+        key = repr((_generation, compute_dtype, objective, id(chooser), id(snapshots)))
+        with _lock:
+            found = _policies.get(key)
+            if found is None:
+                found = _policies[key] = Policy(*parts, key)
+        return found
+
+
+class LayerState:
+    """The state of one layer; copies of a layer are neither pinned nor frozen.
+
+    Args:
+        compute_dtype: of the adapter branch, None for PEFT's.
+        objective: of the layer, None to use the environment variables.
+    """
+
+    __slots__ = ("__weakref__", "choices", "policy")
+
+    def __init__(
+        self, compute_dtype: torch.dtype | None = None, objective: Objective | None = None
+    ) -> None:
+        self.policy = Policy.shared(compute_dtype, objective)
+        self.choices: dict[Key, Choice] = {}  # by everything that determines a call's problem
+        with _lock:
+            _all.add(self)
 
     def remember(self, key: Key, choice: Choice) -> None:
         """Stores a choice; if there are too many, drops the older half."""
@@ -90,11 +136,13 @@ class LayerState:
         self.choices[_shared(key)] = choice
 
     def __reduce__(self) -> tuple[type[LayerState], tuple[torch.dtype | None, Objective | None]]:
-        return LayerState, (self.compute_dtype, self.objective)  # the rest is not copied
+        return LayerState, (self.policy.compute_dtype, self.policy.objective)  # no more is copied
 
 
+_generation = 0
+_policies: WeakValueDictionary[str, Policy] = WeakValueDictionary()
 _all: WeakSet[LayerState] = WeakSet()
-_lock = threading.Lock()  # a set must not grow during iteration
+_lock = threading.Lock()  # neither must change during iteration
 
 
 def layer_states(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, LayerState]]:
@@ -105,6 +153,22 @@ def layer_states(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, Laye
             yield module, state
 
 
+def policy_named(key: str) -> Policy:
+    """The policy with this key; layers hold it."""
+    return _policies[key]
+
+
+def choose_anew(states: Iterable[LayerState], **changes: Any) -> None:
+    """Drops the choices of layers, compiled ones too, and changes parts of their policies."""
+    global _generation
+    _generation += 1
+    for state in states:
+        old = state.policy
+        parts = {name: getattr(old, name) for name in _PARTS}
+        state.policy = Policy.shared(**parts | changes)
+        state.choices.clear()
+
+
 def forget(reasons: Collection[str]) -> None:
     """Drops the choices of all layers that have one of these reasons."""
     with _lock:
@@ -113,6 +177,11 @@ def forget(reasons: Collection[str]) -> None:
         for key, choice in list(state.choices.items()):
             if choice.reason in reasons:
                 state.choices.pop(key, None)
+    choose_anew(
+        state
+        for state in states
+        if any(choice.reason in reasons for choice in state.policy.traced.values())
+    )
 
 
 @lru_cache(maxsize=MOST_SHARED)

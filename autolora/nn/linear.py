@@ -129,8 +129,6 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``."""
-        if torch.compiler.is_compiling():
-            return self._plain_forward(x)
         modules = self._modules
         tensors = plain_tensors(modules["base_layer"], modules["lora_A"], modules["lora_B"])
         if isinstance(tensors, str):
@@ -143,7 +141,7 @@ class LoRALinear(nn.Module):
         """The defining equation in plain autograd, calling the submodules and their hooks."""
         Y = self.base_layer(x)
         A, B = self.lora_A, self.lora_B
-        compute = self._autolora.compute_dtype
+        compute = self._autolora.policy.compute_dtype
         if compute is None or x.device.type not in DEVICES:
             h = F.dropout(x.to(A.weight.dtype), self.dropout, self.training)
             return (Y + B(A(h)) * self.scaling).to(Y.dtype)  # type: ignore[no-any-return]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
-from autolora.nn.agreement import in_group
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import left, run_layer
-from autolora.nn.frozen import Frozen, freeze_in_group
+from autolora.nn.freezing.agreement import in_group
+from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout
 
@@ -43,7 +43,7 @@ class Accelerated:
         if args or kwargs:
             names = ", ".join(kwargs) or "more arguments"
             left(self._autolora, f"its forward was given {names}")
-        elif not torch.compiler.is_compiling():
+        else:
             found = peft_tensors(self)
             if not isinstance(found, str):
                 Y = run_layer(self._autolora, x, *found)

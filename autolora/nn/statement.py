@@ -1,4 +1,8 @@
-"""The problem that a LoRA layer poses, from its tensors and its call."""
+"""The problem that a LoRA layer poses, from its tensors and its call.
+
+What decides it is first taken down in plain tuples, :data:`Layer` and :data:`Call`: torch.compile
+can treat these as constants, which it cannot do with tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,59 @@ import torch
 from torch import Tensor
 
 from autolora.graphs.function import LayerTensors
-from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout
-from autolora.problem import DTYPES, Problem
+from autolora.problem import DTYPES, EAGER, Problem
+
+Stored = tuple[torch.dtype, bool] | None  # a tensor's dtype and whether it needs a gradient
+# in_features, out_features, rank, layout, and of W (None if quantised), b, A, B, c and M the dtype
+# and whether it needs a gradient
+Layer = tuple[int, int, int, str, tuple[Stored, ...]]
+# device type, number of axes of X, whether the last fits and none is empty, dtype of X and whether
+# it needs a gradient, autocast's dtype, whether gradients are on, and whether dropout is
+Call = tuple[str, int, bool, bool, torch.dtype, bool, torch.dtype | None, bool, bool]
 
 _DTYPES = {getattr(torch, name): name for name in DTYPES}
+_ADAPTER = ("A", "B", "c", "M")
+
+
+def layer_facts(tensors: LayerTensors) -> Layer:
+    """What a layer's problems depend on; may be traced by torch.compile."""
+    W, b, A, B, c, M = tensors
+    plain = isinstance(W, Tensor)
+    stored = tuple(
+        None if tensor is None else (tensor.dtype, tensor.requires_grad)
+        for tensor in (W if plain else None, b, A, B, c, M)
+    )
+    layout = ("linear" if W.is_contiguous() else "conv1d") if plain else base_layout(W)
+    return A.shape[1], B.shape[0], A.shape[0], layout, stored
+
+
+def call_facts(x: Tensor, tensors: LayerTensors, p: float) -> Call:
+    """What else a call's problem depends on, tokens apart; may be traced by torch.compile."""
+    device = x.device.type
+    # of a dynamic size or number a comparison is no constant, but a branch is
+    fits = empty = dropout = False
+    if x.dim() and x.shape[-1] == tensors[2].shape[1]:
+        fits = True
+    if x.numel() == 0:
+        empty = True
+    if p > 0:
+        dropout = True
+    return (
+        device,
+        x.dim(),
+        fits,
+        empty,
+        x.dtype,
+        x.requires_grad,
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        torch.is_grad_enabled(),
+        dropout,
+    )
 
 
 def state_problem(
-    tensors: LayerTensors,
+    layer: Layer,
     *,
     tokens: int,
     dtype: torch.dtype,
@@ -25,93 +73,104 @@ def state_problem(
     compute_dtype: torch.dtype,
     dropout: bool,
     gradients: Iterable[str],
+    mode: str = EAGER,
 ) -> Problem:
-    """The problem of a layer with these tensors.
+    """The problem of a layer.
 
     Args:
-        tensors: of the layer.
+        layer: of :func:`layer_facts`.
         tokens: rows of X.
         dtype: of the base product.
         device: device type.
         compute_dtype: of the adapter branch.
         dropout: whether it is active.
         gradients: names of the tensors that need one.
+        mode: how the layer runs.
 
     Raises:
         ValueError: there are no graphs for a dtype or the device.
     """
-    W, b, A, B, c, M = tensors
+    in_features, out_features, rank, layout, (_, b, A, _, c, M) = layer
+    assert A is not None
     return Problem(
-        in_features=A.shape[1],
-        out_features=B.shape[0],
+        in_features=in_features,
+        out_features=out_features,
         tokens=tokens,
-        rank=A.shape[0],
+        rank=rank,
         dtype=_name(dtype),
         device=device,
-        layout=_layout(W),
+        layout=layout,
         bias=b is not None,
-        adapter_dtype=_name(A.dtype),
+        adapter_dtype=_name(A[0]),
         compute_dtype=_name(compute_dtype),
         dropout=dropout,
         adapter_bias=c is not None,
         variant="lora" if M is None else "dora",
         gradients=tuple(gradients),
+        mode=mode,
     )
 
 
 def trainable(tensors: LayerTensors) -> dict[str, Tensor]:
     """The trainable tensors of a layer, by their names in a problem's gradients."""
-    _, _, A, B, c, M = tensors
-    every = {"A": A, "B": B, "c": c, "M": M}
-    return {name: tensor for name, tensor in every.items() if tensor is not None}
+    every = dict(zip(_ADAPTER, tensors[2:], strict=True))
+    return {name: tensor for name, tensor in every.items() if isinstance(tensor, Tensor)}
 
 
 def problem_of(
-    state: LayerState, x: Tensor, tensors: LayerTensors, p: float = 0.0
+    layer: Layer,
+    call: Call,
+    tokens: int,
+    compute_dtype: torch.dtype | None = None,
+    mode: str = EAGER,
 ) -> Problem | str:
-    """The problem that a call poses, or the reason why there are no graphs for it."""
-    W, b, A, B, *_ = tensors
-    device = x.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    quantised = not isinstance(W, Tensor)
-    outer = autocast if autocast is not None and not quantised else x.dtype
-    adapter = {tensor.dtype for tensor in trainable(tensors).values()}
-    dtypes = {x.dtype, *adapter} | {t.dtype for t in (W, b) if isinstance(t, Tensor)}
-    if x.dim() < 2 or x.shape[-1] != A.shape[1] or not x.numel():
-        return "no tokens" if x.dim() > 1 else "input of one axis"
+    """The problem that a call poses, or the reason why there are no graphs for it.
+
+    Args:
+        layer: of :func:`layer_facts`.
+        call: of :func:`call_facts`.
+        tokens: rows of X.
+        compute_dtype: of the adapter branch, None for PEFT's.
+        mode: how the layer runs.
+    """
+    device, axes, fits, empty, dtype, needs_dx, autocast, grad, dropout = call
+    stored = layer[4]
+    W, b, A, B, *_ = stored
+    assert A is not None
+    assert B is not None
+    quantised = W is None
+    outer = autocast if autocast is not None and not quantised else dtype
+    adapter = {each[0] for each in stored[2:] if each is not None}
+    dtypes = {dtype} | {each[0] for each in stored if each is not None}
+    if axes < 2 or not fits or empty:
+        return "no tokens" if axes > 1 else "input of one axis"
     if not {*dtypes, outer} <= _DTYPES.keys():
         return f"dtypes {', '.join(sorted(map(_name, dtypes)))}"
     if autocast is not None and torch.float64 in dtypes:
         return "float64 under autocast"
     if autocast is None or quantised:
-        if not quantised and x.dtype != W.dtype:
-            return f"input is {x.dtype}, base weight {W.dtype}"
-        if b is not None and x.dtype != b.dtype:
-            return f"input is {x.dtype}, base bias {b.dtype}"
+        if W is not None and dtype != W[0]:
+            return f"input is {dtype}, base weight {W[0]}"
+        if b is not None and dtype != b[0]:
+            return f"input is {dtype}, base bias {b[0]}"
     if len(adapter) > 1:
-        return f"lora_A is {A.dtype}, lora_B {B.dtype}" + (
-            "" if A.dtype != B.dtype else ", its bias or magnitude of another dtype"
+        return f"lora_A is {A[0]}, lora_B {B[0]}" + (
+            "" if A[0] != B[0] else ", its bias or magnitude of another dtype"
         )
-    grad = torch.is_grad_enabled()
-    if grad and any(t.requires_grad for t in (W, b) if isinstance(t, Tensor)):
+    if grad and any(each is not None and each[1] for each in (W, b)):
         return "the base layer is trained too"
-    leaves = {"X": x, **trainable(tensors)} if grad else {}
+    leaves = {"X": needs_dx, **dict(zip(_ADAPTER, (e and e[1] for e in stored[2:]), strict=True))}
     return state_problem(
-        tensors,
-        tokens=x.numel() // x.shape[-1],
+        layer,
+        tokens=tokens,
         dtype=outer,
         device=device,
-        compute_dtype=state.compute_dtype or autocast or A.dtype,
-        dropout=p > 0,
-        gradients=(name for name, leaf in leaves.items() if leaf.requires_grad),
+        compute_dtype=compute_dtype or autocast or A[0],
+        dropout=dropout,
+        gradients=(name for name, needed in leaves.items() if needed and grad),
+        mode=mode,
     )
 
 
-def _layout(W: Any) -> str:
-    if isinstance(W, Tensor):
-        return "linear" if W.is_contiguous() else "conv1d"
-    return base_layout(W)
-
-
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")

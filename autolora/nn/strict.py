@@ -15,12 +15,12 @@ from autolora.environment import Environment
 from autolora.errors import AutoloraError, MissError
 from autolora.nn.layer_state import forget
 from autolora.objective import TIME, Objective
-from autolora.problem import BaseProblem
+from autolora.problem import COMPILED, BaseProblem
 
 VARIABLE = "AUTOLORA_STRICT"
 
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
-_LAX = ("miss", "other-environment")  # reasons that strict mode does not allow
+_LAX = ("miss", "other-mode", "other-environment")  # reasons that strict mode does not allow
 
 logger = logging.getLogger("autolora")
 
@@ -82,7 +82,12 @@ def notice_unmeasured(problem: BaseProblem, objective: Objective, lack: str = ""
     if kind in _noticed:
         return
     _noticed.add(kind)
-    what = f"no timings for {problem}; its graph is chosen by FLOPs and bytes"
+    how = (
+        "it runs PEFT's graph"
+        if problem.mode == COMPILED
+        else ("its graph is chosen by FLOPs and bytes")
+    )
+    what = f"no timings for {problem}; {how}"
     logger.warning(
         "autolora: %s. To measure instead: %s, or ahead of time: %s",
         f"the timings for {problem} are {lack}" if lack else what,
@@ -95,8 +100,9 @@ def tuning_commands(problem: BaseProblem, objective: Objective) -> tuple[str, st
     options = "" if objective.kind == "time" else f" --objective {objective.kind}"
     if objective.max_saved_bytes is not None:
         options += f" --max-saved-bytes {objective.max_saved_bytes}"
+    compiled = ", compiled=True" * (problem.mode == COMPILED)
     return (
-        f"autolora.tune(model, tokens={problem.tokens})",
+        f"autolora.tune(model, tokens={problem.tokens}{compiled})",
         f"autolora tune MODEL {problem.tune_options} "
         f"--device {problem.device} --tokens {problem.tokens}{options}",
     )

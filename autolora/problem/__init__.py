@@ -4,7 +4,7 @@
 command line know of one. ``kinds`` lists the kinds; ``layer`` is the kind of a single LoRA layer.
 """
 
-from autolora.problem.base import DEVICES, DTYPES, BaseProblem
+from autolora.problem.base import COMPILED, DEVICES, DTYPES, EAGER, MODES, BaseProblem
 from autolora.problem.layer import (
     GRADIENTS,
     LAYOUTS,
@@ -15,10 +15,13 @@ from autolora.problem.layer import (
 )
 
 __all__ = [
+    "COMPILED",
     "DEVICES",
     "DTYPES",
+    "EAGER",
     "GRADIENTS",
     "LAYOUTS",
+    "MODES",
     "PLAIN_GRADIENTS",
     "QUANTISED",
     "VARIANTS",

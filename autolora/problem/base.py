@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICES = ("cpu", "cuda")
 DEFAULT_KIND = "layer"  # whose name is not written into a file
+MODES = (EAGER, COMPILED) = ("eager", "compiled")
 
 
 class BaseProblem(ABC):
@@ -24,7 +25,8 @@ class BaseProblem(ABC):
 
     The fields of a kind are its sizes first, whole numbers with ``tokens`` among them, then words,
     truth values, and tuples of words or numbers. Cache files order records by the sizes,
-    interpolate between token counts, and compare everything else for equality.
+    interpolate between token counts, and compare everything else for equality. A kind that can be
+    measured compiled has a field ``mode``, whose default is not written into a file.
     """
 
     __slots__ = ()
@@ -38,6 +40,9 @@ class BaseProblem(ABC):
     device: str
     gradients: tuple[str, ...]
 
+    mode: str = EAGER
+    """How it runs: ``"eager"``, or ``"compiled"`` by torch.compile."""
+
     @property
     def sizes(self) -> dict[str, int]:
         """The fields that are whole numbers, by name, in declared order."""
@@ -46,6 +51,10 @@ class BaseProblem(ABC):
     def at(self, tokens: int) -> Self:
         """The same problem at another token count."""
         return replace(self, tokens=tokens)  # type: ignore[type-var]  # every kind is a dataclass
+
+    def in_mode(self, mode: str) -> Self:
+        """The same problem in another mode."""
+        return self if mode == self.mode else replace(self, mode=mode)  # type: ignore[type-var]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -60,7 +69,7 @@ class BaseProblem(ABC):
             raise ValueError(
                 f"unknown problem field {unknown[0]!r}; known: {', '.join(sorted(known))}"
             )
-        if missing := sorted(known - set(value)):
+        if missing := sorted(known - {"mode", *value}):
             raise ValueError(f"problem field {missing[0]!r} is missing")
         gradients = value["gradients"]
         if not isinstance(gradients, list) or not all(isinstance(g, str) for g in gradients):
@@ -68,11 +77,15 @@ class BaseProblem(ABC):
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in value.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """The kind, unless it is a single layer, and the fields in declared order."""
+        """The kind, unless it is a single layer, and the fields in declared order.
+
+        The mode is left out where it is eager.
+        """
         found: dict[str, Any] = {} if self.kind == DEFAULT_KIND else {"kind": self.kind}
         for name in field_names(type(self)):
             value = getattr(self, name)
-            found[name] = list(value) if isinstance(value, tuple) else value
+            if (name, value) != ("mode", EAGER):
+                found[name] = list(value) if isinstance(value, tuple) else value
         return found
 
     def __str__(self) -> str:

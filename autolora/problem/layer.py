@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from autolora.problem.base import (
+    COMPILED,
     DEFAULT_KIND,
     DEVICES,
     DTYPES,
+    EAGER,
+    MODES,
     BaseProblem,
     require,
     require_sizes,
@@ -51,6 +54,7 @@ class Problem(BaseProblem):
         variant: ``"lora"`` or ``"dora"``.
         gradients: which of ``"X"``, ``"A"``, ``"B"``, ``"c"``, ``"M"`` need a gradient; none of
             them is forward only.
+        mode: ``"eager"``, or ``"compiled"`` by torch.compile.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message says which are.
@@ -72,6 +76,7 @@ class Problem(BaseProblem):
     adapter_bias: bool = False
     variant: str = "lora"
     gradients: tuple[str, ...] = PLAIN_GRADIENTS
+    mode: str = EAGER
 
     def __post_init__(self) -> None:
         if not self.adapter_dtype:
@@ -86,6 +91,7 @@ class Problem(BaseProblem):
             ("device", DEVICES),
             ("layout", LAYOUTS),
             ("variant", VARIANTS),
+            ("mode", MODES),
         ):
             require(name, getattr(self, name), allowed)
         for name in ("bias", "dropout", "adapter_bias"):
@@ -131,7 +137,7 @@ class Problem(BaseProblem):
             title += f" computed in {self.compute_dtype}"
         if self.adapter_bias:
             title += ", lora_B bias"
-        return title + (", dropout" if self.dropout else "")
+        return title + ", dropout" * self.dropout + f", {self.mode}" * (self.mode != EAGER)
 
     @property
     def traits(self) -> str:
@@ -142,6 +148,7 @@ class Problem(BaseProblem):
             self.variant if self.variant != "lora" else "",
             "dropout" if self.dropout else "",
             "lora_B bias" if self.adapter_bias else "",
+            self.mode if self.mode != EAGER else "",
         )
         return ", ".join((dtypes, *filter(None, special)))
 
@@ -168,4 +175,5 @@ class Problem(BaseProblem):
         options = f"--rank {self.rank} --dtype {self.dtype}"
         adapters = " --dropout 0.1" * self.dropout + " --lora-bias" * self.adapter_bias
         adapters += " --dora" * (self.variant == "dora")
-        return options + adapters + f" --quantised {self.layout}" * (self.layout in QUANTISED)
+        adapters += f" --quantised {self.layout}" * (self.layout in QUANTISED)
+        return options + adapters + " --compiled" * (self.mode == COMPILED)

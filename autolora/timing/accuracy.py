@@ -18,7 +18,7 @@ from autolora.graphs.dropout import dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize
 from autolora.graphs.space import reference_graph
-from autolora.problem import Problem
+from autolora.problem import COMPILED, Problem
 from autolora.timing.data import SCALING, Data
 
 MAGNITUDES = (1e-1, 1e-3)  # ‖s·BA‖/‖W‖ of a trained adapter and of one at the start of training
@@ -52,7 +52,8 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
     the reference's, and the gain at most twice as far from 1, plus a small floor and, for the gain,
     two standard errors.
     """
-    small = problem.at(min(problem.tokens, _TOKENS))
+    # compiled code is what is judged, and another size would be other code
+    small = problem if problem.mode == COMPILED else problem.at(min(problem.tokens, _TOKENS))
     mine = _figures(graph, small, device)
     theirs = _figures(reference_graph(small), small, device)
     reason = ""
@@ -95,8 +96,9 @@ def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: f
         Y.backward(data.G)  # type: ignore[no-untyped-call]
         results |= _gradients(data.leaves)
     errors = {name: _relative(value, exact[name]) for name, value in results.items()}
-    with torch.no_grad(), _same_mask(device):
-        Y0 = replace(data, B=torch.zeros_like(data.B)).forward(graph)()
+    without = torch.zeros_like(data.B).requires_grad_(data.B.requires_grad)
+    with _same_mask(device):
+        Y0 = replace(data, B=without).forward(graph)().detach()
     moved = (results["Y"].double() - Y0.double()).flatten()
     flat = effect.flatten()
     gain = moved @ flat / (flat @ flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from autolora.graphs.base import REFERENCE
-from autolora.graphs.function import LayerTensors, run
+from autolora.graphs.function import LayerTensors, run, run_traced
 from autolora.graphs.graph import Graph
 from autolora.graphs.reference import reference
 from autolora.graphs.source import executable
-from autolora.problem import QUANTISED, Problem
+from autolora.problem import COMPILED, QUANTISED, Problem
+from autolora.timing.compiling import compiled
 from autolora.timing.quantise import quantised
 
 _DRAWN = 1 << 20  # numbers, repeated in larger tensors: drawing takes as long as a product
+_KEPT = 64  # layers, which verdict and race share: compiling one takes seconds
 SCALING = 2.0  # does not affect times, but accuracy if s·B is rounded
 DROPOUT = 0.1  # does not affect times
 
@@ -108,12 +111,9 @@ class Data:
         return DROPOUT if self.problem.dropout else 0.0
 
     def forward(self, graph: Graph) -> Callable[[], Tensor]:
-        """The forward pass along a graph."""
-        if graph.forward == REFERENCE:
-            dtype = getattr(torch, self.problem.compute_dtype)
-            return lambda: reference(self.X, self.tensors, SCALING, self.p, dtype)
-        made = executable(graph, self.problem)
-        return lambda: run(made, self.X, self.tensors, SCALING, self.p)
+        """The forward pass along a graph, in the problem's mode."""
+        layer = _layer(graph, self.problem)
+        return lambda: layer(self.X, self.tensors)
 
     def step(self, graph: Graph) -> Callable[[], object]:
         """Forward and backward along a graph; forward only if no gradient is needed."""
@@ -121,8 +121,8 @@ class Data:
 
     def floor(self) -> Callable[[], object]:
         """Forward and backward of the layer without an adapter."""
-        plain = isinstance(self.W, Tensor)
-        return self._backward(lambda: linear(self.X, self.W, self.b) if plain else self.W(self.X))
+        layer = _floor(self.problem)
+        return self._backward(lambda: layer(self.X, self.W, self.b))
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""
@@ -136,3 +136,33 @@ class Data:
                 Y.backward(self.G)  # type: ignore[no-untyped-call]
 
         return step
+
+
+@lru_cache(maxsize=_KEPT)
+def _layer(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
+    """A graph as a function of X and the layer's tensors."""
+    p = DROPOUT if problem.dropout else 0.0
+    if graph.forward == REFERENCE:
+        dtype = getattr(torch, problem.compute_dtype)
+
+        def layer(X: Tensor, tensors: LayerTensors) -> Tensor:
+            return reference(X, tensors, SCALING, p, dtype)
+
+    else:
+        made = executable(graph, problem)
+        runs = run_traced if problem.mode == COMPILED else run
+
+        def layer(X: Tensor, tensors: LayerTensors) -> Tensor:
+            return runs(made, X, tensors, SCALING, p)
+
+    return compiled(layer) if problem.mode == COMPILED else layer
+
+
+@lru_cache(maxsize=_KEPT)
+def _floor(problem: Problem) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
+    """The layer without an adapter, as a function of X, W and b."""
+
+    def layer(X: Tensor, W: Any, b: Tensor | None) -> Tensor:
+        return linear(X, W, b) if isinstance(W, Tensor) else W(X)
+
+    return compiled(layer) if problem.mode == COMPILED else layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from autolora.problem import COMPILED
 from autolora.timing.race import Pace
 
 ESTIMATE = "estimate"  # nothing is measured
@@ -12,6 +13,7 @@ _LEAST = 4  # graphs that race however slow they are
 _ROUNDS = 6  # that should fit a race's time
 _SCREEN = 25  # times the time of a step that the screen and the verdicts take about
 _USED = 0.5  # share of its time that a race needs on average
+_COMPILING = 2.5  # seconds that compiling one graph takes about, forward and backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Effort:
         pace: of the race, where steps are fast.
         steps: times the time of a step that a race may take, where that is longer.
         longest: seconds, unless a budget allows more.
+        compiling: seconds that the compilation of each graph takes about.
     """
 
     most: int
@@ -31,6 +34,7 @@ class Effort:
     pace: Pace
     steps: int
     longest: float
+    compiling: float = 0.0
 
     def seconds(self, nanoseconds: float) -> float:
         """The most that a race takes without a budget, for a step of so many nanoseconds."""
@@ -59,7 +63,8 @@ class Effort:
         step = nanoseconds / 1e9
         rounds = self.pace.rounds[0] * (self.affords(nanoseconds) + 2)
         least = (rounds + 4 * self.pace.confirmation[0]) * step
-        return 0.1 + _SCREEN * step + max(least, _USED * self.seconds(nanoseconds))
+        compiling = self.compiling * (self.affords(nanoseconds) + 3)
+        return 0.1 + compiling + _SCREEN * step + max(least, _USED * self.seconds(nanoseconds))
 
 
 EFFORTS = {
@@ -67,3 +72,13 @@ EFFORTS = {
     "normal": Effort(10, 1.10, Pace((3, 1000), (3, 1000), 4.0), 200, 60.0),
     "thorough": Effort(24, 1.25, Pace((8, 1000), (16, 1000), 18.0), 1000, 300.0),
 }
+# Compiling takes longer than a race, so fewer race.
+_COMPILED = {
+    name: replace(effort, most=most, compiling=_COMPILING)
+    for (name, effort), most in zip(EFFORTS.items(), (3, 6, 12), strict=True)
+}
+
+
+def effort_of(name: str, mode: str) -> Effort:
+    """How a problem of a mode is measured at an effort level."""
+    return (_COMPILED if mode == COMPILED else EFFORTS)[name]

@@ -15,10 +15,11 @@ from autolora.cache.records.candidate import Candidate, Verdict
 from autolora.cache.records.precedence import EFFORTS as RANKS
 from autolora.cache.records.record import Record
 from autolora.environment import Environment
+from autolora.errors import AutoloraError
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.kinds import find_graph
 from autolora.objective import TIME, Objective, kinds_of
-from autolora.problem import BaseProblem
+from autolora.problem import COMPILED, BaseProblem
 from autolora.timing import conditions
 from autolora.timing.clock import (
     Measure,
@@ -28,8 +29,9 @@ from autolora.timing.clock import (
     released,
     warm_up,
 )
+from autolora.timing.compiling import require_compiler, why_not_compiled
 from autolora.timing.device import plain_torch, settle_allocator, turn_on
-from autolora.timing.effort import EFFORTS
+from autolora.timing.effort import effort_of
 from autolora.timing.kinds import Trial, workbench_of
 from autolora.timing.race import Result, race
 from autolora.timing.selection import Selection, select_candidates
@@ -85,7 +87,9 @@ def measure_problem(
     """
     start = time.monotonic()
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
-    plan = EFFORTS[effort]
+    plan = effort_of(effort, problem.mode)
+    if problem.mode == COMPILED:
+        require_compiler(device)
     rng = random.Random(seed)
     measure = measure or measure_for(device)
     with turn_on(device), plain_torch(device):
@@ -93,8 +97,11 @@ def measure_problem(
         state = conditions.before()
         bench = workbench_of(problem)
         data = bench.trial(problem, device, seed)
+        floor = data.floor()
+        if problem.mode == COMPILED:
+            _compile(floor)
         if device.type == "cuda":
-            warm_up(data.floor(), measure, between=data.clear)
+            warm_up(floor, measure, between=data.clear)
         on_stage("screen")
         predictions = bench.predict(problem, data, objectives, measure, rng)
         step_ns = predictions[0].nanoseconds if predictions else 0
@@ -112,7 +119,7 @@ def measure_problem(
         racing = {
             graph.name: graph
             for graph in found.racing
-            if graph.name not in beaten and found.verdicts[graph] != TOO_LARGE
+            if graph.name not in beaten and _can_run(found.verdicts[graph])
         }
         steps = {name: data.step(graph) for name, graph in racing.items()}
         peaks = _tried(steps, found, data, device)
@@ -123,7 +130,7 @@ def measure_problem(
         on_stage("race")
         left = None if seconds is None else start + seconds - time.monotonic()
         result = race(
-            steps | {FLOOR: data.floor()},
+            steps | {FLOOR: floor},
             measure,
             plan.pace_for(step_ns, left),
             rng,
@@ -158,6 +165,16 @@ def measure_problem(
     )
 
 
+def _compile(floor: Callable[[], object]) -> None:
+    """Compiles the layer without an adapter, outside of the timed calls."""
+    try:
+        floor()
+    except Exception as error:
+        if not (reason := why_not_compiled(error)):
+            raise
+        raise AutoloraError(f"the layer without its adapter is {reason}") from None
+
+
 def _judge(
     problem: BaseProblem, device: torch.device, known: Record | None
 ) -> Callable[[BaseGraph], Verdict]:
@@ -170,13 +187,21 @@ def _judge(
             return earlier
         try:
             return workbench_of(problem).verdict(graph, problem, device)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or graph.is_reference:
+        except Exception as error:
+            reason = why_not_compiled(error) if problem.mode == COMPILED else ""
+            if reason and graph.is_reference:
+                raise AutoloraError(f"PEFT's graph is {reason}") from None
+            if not reason and (not is_out_of_memory(error) or graph.is_reference):
                 raise
-        released(device)
-        return TOO_LARGE
+        released(device)  # after the except clause, whose error refers to the tensors
+        return Verdict(False, {}, (None, None), reason) if reason else TOO_LARGE
 
     return judge
+
+
+def _can_run(verdict: Verdict) -> bool:
+    """Whether a graph gave results at all: it fits the memory, and could be compiled."""
+    return verdict.ok or bool(verdict.errors)
 
 
 def _beaten(known: Record | None, found: Selection) -> dict[str, Candidate]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-from autolora.timing.effort import EFFORTS
+from autolora.problem import EAGER
+from autolora.timing.effort import EFFORTS, effort_of
 
 _ORDER = tuple(EFFORTS)  # least first
 
@@ -40,24 +41,31 @@ class Budget:
         """Seconds that are left."""
         return self.seconds - (self.clock() - self._start)
 
-    def next(self, gain: float, nanoseconds: float, wanted: str) -> tuple[str, float] | None:
+    def next(
+        self, gain: float, nanoseconds: float, wanted: str, mode: str = EAGER
+    ) -> tuple[str, float] | None:
         """The effort and the seconds for the next problem, None where there is no time for it.
 
         Args:
             gain: the problem's, as a share of that of all problems that are left, its own included.
             nanoseconds: that a step takes about.
             wanted: the highest effort.
+            mode: of the problem.
         """
         left = self.left
         share = left * gain
         allowed = _ORDER[: _ORDER.index(wanted) + 1]
-        fitting = [effort for effort in allowed if self._expected(effort, nanoseconds) <= share]
+        fitting = [
+            effort for effort in allowed if self._expected(effort, nanoseconds, mode) <= share
+        ]
         if fitting:
             return fitting[-1], share
-        least = self._expected(allowed[0], nanoseconds)
+        least = self._expected(allowed[0], nanoseconds, mode)
         return (allowed[0], least) if least <= left else None
 
-    def learn(self, effort: str, nanoseconds: float, seconds: float, given: float) -> None:
+    def learn(
+        self, effort: str, nanoseconds: float, seconds: float, given: float, mode: str = EAGER
+    ) -> None:
         """Notes the seconds that a problem took, to expect better of the next.
 
         Args:
@@ -66,11 +74,13 @@ class Budget:
             seconds: that it took.
             given: that it could take; a race may use what is more than its effort needs, which
                 says nothing of the next.
+            mode: of the problem.
         """
-        expected = EFFORTS[effort].expected(nanoseconds)
-        spare = max(0.0, given - EFFORTS[effort].seconds(nanoseconds))
+        plan = effort_of(effort, mode)
+        expected = plan.expected(nanoseconds)
+        spare = max(0.0, given - plan.seconds(nanoseconds))
         self._ratios.append(min(seconds, max(expected, seconds - spare)) / expected)
 
-    def _expected(self, effort: str, nanoseconds: float) -> float:
+    def _expected(self, effort: str, nanoseconds: float, mode: str) -> float:
         ratio = median(self._ratios) if self._ratios else 1.0
-        return ratio * EFFORTS[effort].expected(nanoseconds)
+        return ratio * effort_of(effort, mode).expected(nanoseconds)

@@ -104,7 +104,8 @@ class Claims:
     def learn(self, job: Job, seconds: float) -> None:
         """Updates the budget with the time that a job took."""
         if self.budget is not None:
-            self.budget.learn(job.effort, job.step, seconds, job.seconds or 0.0)
+            given, mode = job.seconds or 0.0, job.problem.mode
+            self.budget.learn(job.effort, job.step, seconds, given, mode)
 
     def _granted(self, job: Job) -> tuple[str, float | None] | None:
         """Effort and seconds that the budget allows, None if no time is left."""
@@ -112,7 +113,7 @@ class Claims:
             return job.effort, None
         devices = 1 if self.cluster is None else self.cluster.device_count
         share = min(1.0, devices * job.gain / self._gain)
-        return self.budget.next(share, job.step, job.effort)
+        return self.budget.next(share, job.step, job.effort, job.problem.mode)
 
     def _claim(self, environment: Environment, problem: BaseProblem, kind: str = "") -> bool:
         key = f"{environment.id}/{kind}{dumps(problem.to_json())}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,14 @@ from autolora.capture.recording import Recording
 from autolora.capture.tokens import Tokens
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.choosing import refresh
 from autolora.nn.defaults import default_objective, objective_of
-from autolora.nn.dispatch import refresh
-from autolora.nn.frozen import freeze_anew
+from autolora.nn.freezing.freeze import freeze_anew
 from autolora.objective import Objective
-from autolora.problem import DEVICES, BaseProblem
+from autolora.problem import COMPILED, DEVICES, BaseProblem
+from autolora.timing.compiling import mode_from, require_compiler
+from autolora.timing.device import device_for
+from autolora.timing.effort import ESTIMATE
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
 
@@ -34,6 +37,12 @@ class _Asked:
     weights: Mapping[BaseProblem, int] | None = None
     between: bool = False
 
+    def compiled(self) -> _Asked:
+        """The same problems, compiled."""
+        weights = self.weights and {p.in_mode(COMPILED): n for p, n in self.weights.items()}
+        problems = [problem.in_mode(COMPILED) for problem in self.problems]
+        return replace(self, problems=problems, weights=weights)
+
 
 def tune(
     model_or_problems: nn.Module | Recording | BaseProblem | Iterable[BaseProblem],
@@ -44,6 +53,7 @@ def tune(
     cache: Path | str | None = None,
     objective: str | None = None,
     max_saved_bytes: int | None = None,
+    compiled: bool | str = False,
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
@@ -67,14 +77,18 @@ def tune(
             problems to the environment variable ``AUTOLORA_OBJECTIVE``, then to time.
         max_saved_bytes: limit on the bytes that one call of a layer keeps for its backward pass;
             defaults as ``objective``.
+        compiled: measure the layers as torch.compile runs them, for a model that is compiled where
+            it is trained; True for its default mode, or the name of a mode. Each graph is compiled
+            as a layer of its own, which takes seconds.
 
     Returns:
         The new records and those skipped.
 
     Raises:
-        AutoloraError: no LoRA layers, no tokens, nothing recorded, an argument out of range, or the
-            cache cannot be written.
+        AutoloraError: no LoRA layers, no tokens, nothing recorded, an argument out of range,
+            torch.compile does not work here, or the cache cannot be written.
     """
+    mode = mode_from(compiled)
     given = objective_of(objective, max_saved_bytes)
     if isinstance(model_or_problems, nn.Module):
         asked = _of_model(model_or_problems, Tokens.of(tokens))
@@ -86,6 +100,11 @@ def tune(
         problems = model_or_problems
         listed = [problems] if isinstance(problems, BaseProblem) else list(problems)
         asked = _Asked(listed, default_objective())
+    if compiled:
+        asked = asked.compiled()
+        if effort != ESTIMATE:
+            for device in {device_for(problem, asked.device) for problem in asked.problems}:
+                require_compiler(device)
     result = tune_problems(
         asked.problems,
         effort=effort,
@@ -95,6 +114,7 @@ def tune(
         objective=asked.objective if given is None else given,
         weights=asked.weights,
         between=asked.between,
+        compile_mode=mode,
     )
     refresh(asked.model)
     if asked.model is not None:
@@ -117,7 +137,7 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     on = torch.is_autocast_enabled(device.type)
     autocast = torch.get_autocast_dtype(device.type) if on else None
     capture = model_problems(model, tokens.counts, autocast)
-    wanted = list(dict.fromkeys(layer.state.wanted for layer in layers))
+    wanted = list(dict.fromkeys(layer.state.policy.wanted for layer in layers))
     return _Asked(capture.problems, wanted, device, model, capture.uses, tokens.ranged)
 
 

@@ -24,8 +24,9 @@ from autolora.graphs.kinds import find_graph, reference_graph
 from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
 from autolora.timing.clock import is_out_of_memory, released
+from autolora.timing.compiling import compiling_as
 from autolora.timing.device import device_for, flops_per_ns, turn_on
-from autolora.timing.effort import EFFORTS, ESTIMATE
+from autolora.timing.effort import ESTIMATE, effort_of
 from autolora.timing.measurement import measure_problem
 from autolora.tuning.budget import Budget
 from autolora.tuning.claims import Claims, Job, cost
@@ -52,6 +53,7 @@ def tune_problems(
     weights: Mapping[BaseProblem, int] | None = None,
     between: bool = False,
     cluster: Cluster | None = None,
+    compile_mode: str | None = None,
 ) -> TuneResult:
     """Measures problems and writes each record to the cache file as soon as it is measured.
 
@@ -75,6 +77,7 @@ def tune_problems(
         between: add token counts of a problem where the winner changes.
         cluster: the ranks that share the problems; each measures on its own device. Only rank 0
             writes, and only its result covers all ranks.
+        compile_mode: of torch.compile, for compiled problems; None is its default.
 
     Raises:
         AutoloraError: unknown effort, invalid budget, no such device, or the cache cannot be
@@ -98,9 +101,10 @@ def tune_problems(
     for problem in distinct:
         run.add(problem, places[problem])
     try:
-        run.go()
-        if between:
-            run.refine(places)
+        with compiling_as(compile_mode):
+            run.go()
+            if between:
+                run.refine(places)
         run.publisher.finish()
     except KeyboardInterrupt:
         run.result.interrupted = True
@@ -218,7 +222,9 @@ class _Run:
         """Measures a job and publishes its record."""
         problem, reason = job.problem, ""
         if self.cluster is not None:
-            expected = max(EFFORTS[job.effort].expected(job.step), job.seconds or 0.0)
+            expected = max(
+                effort_of(job.effort, problem.mode).expected(job.step), job.seconds or 0.0
+            )
             self.cluster.start_problem(STUCK_TIMES * expected)
         try:
             record = measure_problem(

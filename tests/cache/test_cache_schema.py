@@ -22,7 +22,7 @@ from autolora.cache.records.precedence import EFFORTS
 from autolora.errors import AutoloraError
 from autolora.graphs.space import find_graph
 from autolora.objective import KINDS
-from autolora.problem import DEVICES, DTYPES, LAYOUTS, VARIANTS
+from autolora.problem import DEVICES, DTYPES, LAYOUTS, MODES, VARIANTS
 
 FOLDER = Path(__file__).parents[2] / "cache_schema"
 SCHEMA = json.loads((FOLDER / "v1.schema.json").read_text(encoding="utf-8"))
@@ -76,6 +76,7 @@ def test_schema_and_code_know_the_same_words():
     assert tuple(problem["device"]["enum"]) == DEVICES
     assert tuple(problem["layout"]["enum"]) == LAYOUTS
     assert tuple(problem["variant"]["enum"]) == VARIANTS
+    assert tuple(problem["mode"]["enum"]) == MODES
 
 
 def test_no_object_permits_unknown_members_or_lacks_some():
@@ -83,7 +84,8 @@ def test_no_object_permits_unknown_members_or_lacks_some():
     for definition in (SCHEMA, *SCHEMA["$defs"].values()):
         if definition["type"] == "object" and definition is not open_ended:
             assert definition["additionalProperties"] is False
-            assert definition["required"] == list(definition["properties"])
+            members = definition["properties"].items()
+            assert definition["required"] == [n for n, m in members if "default" not in m]
 
 
 FIRST = ("records", 0)

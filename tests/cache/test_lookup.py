@@ -332,13 +332,13 @@ def test_other_environments_are_graded_and_explained(lookup, changes, detail):
         assert answer.reason == "miss"
     else:
         assert (answer.reason, answer.detail) == ("other-environment", detail)
-    assert find(make_problem(), CPU, every, other_environments=False).reason == "miss"
+    assert find(make_problem(), CPU, every, strict=True).reason == "miss"
 
 
 def test_without_other_environments_the_rest_answers_as_ever(lookup):
     find = lookup([make_record(1000), make_record(4000), make_record(8, environment=OLDER)]).find
     for tokens, reason in [(1000, "exact"), (2000, "interpolated"), (8000, "nearest"), (8, "miss")]:
-        assert find(make_problem(tokens), CPU, every, other_environments=False).reason == reason
+        assert find(make_problem(tokens), CPU, every, strict=True).reason == reason
 
 
 @pytest.mark.parametrize(

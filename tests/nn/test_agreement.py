@@ -18,9 +18,9 @@ from torch import distributed
 from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.lookup import Lookup
 from autolora.environment import Environment
-from autolora.nn import agreement, frozen
-from autolora.nn.agreement import RANK_0, agree
-from autolora.nn.snapshot import Snapshot
+from autolora.nn.freezing import agreement, freeze
+from autolora.nn.freezing.agreement import RANK_0, agree
+from autolora.nn.freezing.snapshot import Snapshot
 from autolora.objective import TIME, Objective
 
 HERE = Environment.of("cpu")
@@ -209,7 +209,7 @@ class On:
 )
 def test_the_devices_that_count(monkeypatch, devices, nccl, in_use, compared):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
-    assert list(map(str, frozen._devices(map(On, devices), nccl=nccl))) == compared
+    assert list(map(str, freeze._devices(map(On, devices), nccl=nccl))) == compared
 
 
 # ---- real processes
@@ -219,7 +219,7 @@ import json, logging, os, sys
 import peft, torch
 from torch import distributed, nn
 import autolora
-from autolora.nn import agreement
+from autolora.nn.freezing import agreement
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 

@@ -18,8 +18,8 @@ from autolora.cache.files.store import TimingCache
 from autolora.environment import Environment
 from autolora.graphs.space import reference_graph, valid_graphs
 from autolora.graphs.unmeasured import analytic_graph, flops_graph, unmeasured_graph
-from autolora.nn import dispatch, layer_state
-from autolora.nn.dispatch import pin
+from autolora.nn import choosing, layer_state
+from autolora.nn.choosing import pin
 from autolora.objective import Objective
 
 
@@ -104,13 +104,13 @@ def test_evaluation_says_nothing_of_misses(caplog):
 def test_a_layer_asks_once_for_each_token_count(monkeypatch):
     net = model()
     asked = []
-    original = dispatch.decide
+    original = choosing.decide
 
     def decide(problem, *others):
         asked.append(problem.tokens)
         return original(problem, *others)
 
-    monkeypatch.setattr(dispatch, "decide", decide)
+    monkeypatch.setattr(choosing, "decide", decide)
     for tokens in (8, 9, 8, 9, 8):
         net(torch.randn(tokens, 24))
     assert asked == [8, 9]
@@ -140,7 +140,7 @@ def test_a_damaged_cache_is_a_warning_and_a_miss(tmp_path, monkeypatch, caplog):
     path = tmp_path / "damaged.json"
     path.write_text('{"schema_version": 1, ')
     monkeypatch.setenv("AUTOLORA_CACHE", str(path))
-    dispatch.refresh()
+    choosing.refresh()
     net = model()
     with caplog.at_level(logging.WARNING, "autolora"):
         net(torch.randn(8, 24)).sum().backward()
@@ -152,12 +152,12 @@ def test_a_damaged_cache_is_a_warning_and_a_miss(tmp_path, monkeypatch, caplog):
 def test_a_graph_that_is_not_known_is_a_miss():
     net = model()
     (record, *_) = autolora.tune(net, tokens=8, effort="quick").records
-    path = dispatch._lookup().layers[0].path
+    path = choosing._lookup().layers[0].path
     text = path.read_text()
     for candidate in record.candidates:
         text = text.replace(f'"{candidate.graph}"', f'"{candidate.graph}/of=tomorrow"')
     path.write_text(text)
-    dispatch.refresh(net)
+    choosing.refresh(net)
     net(torch.randn(8, 24))
     assert [choice.reason for choice in net[0]._autolora.choices.values()] == ["miss"]
 
@@ -226,10 +226,12 @@ def test_the_environment_names_the_default(monkeypatch, caplog):
     net, told = model(), model(objective="time")
     monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
     monkeypatch.setenv("AUTOLORA_MAX_SAVED_BYTES", "20M")
-    assert net[0]._autolora.wanted == Objective("memory", 20 * 2**20)
-    assert told[0]._autolora.wanted == Objective("time")
-    assert model(max_saved_bytes=5)[0]._autolora.wanted == Objective("memory", 5)
-    assert model(objective="accuracy")[0]._autolora.wanted == Objective("accuracy", 20 * 2**20)
+    assert net[0]._autolora.policy.wanted == Objective("memory", 20 * 2**20)
+    assert told[0]._autolora.policy.wanted == Objective("time")
+    assert model(max_saved_bytes=5)[0]._autolora.policy.wanted == Objective("memory", 5)
+    assert model(objective="accuracy")[0]._autolora.policy.wanted == Objective(
+        "accuracy", 20 * 2**20
+    )
     assert caplog.records == []
     (layer,) = autolora.explain(net, tokens=8).layers
     assert layer.objective == Objective("memory", 20 * 2**20)
@@ -258,17 +260,17 @@ def test_a_wrong_default_is_one_warning(monkeypatch, caplog, variable, value, me
     monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
     monkeypatch.setenv("AUTOLORA_MAX_SAVED_BYTES", "7")
     monkeypatch.setenv(variable, value)
-    assert [model()[0]._autolora.wanted for _ in range(3)] == [wanted] * 3
+    assert [model()[0]._autolora.policy.wanted for _ in range(3)] == [wanted] * 3
     assert [record.getMessage() for record in caplog.records] == [f"autolora: {message}"]
 
 
 def test_an_objective_travels_with_its_layer():
     net = model(objective="memory", max_saved_bytes=9)
-    assert copy.deepcopy(net)[0]._autolora.objective == Objective("memory", 9)
+    assert copy.deepcopy(net)[0]._autolora.policy.objective == Objective("memory", 9)
     there = pickle.loads(pickle.dumps(net))
-    assert there[0]._autolora.objective == Objective("memory", 9)
+    assert there[0]._autolora.policy.objective == Objective("memory", 9)
     layer = autolora.LoRALinear(8, 8, 2, alpha=2, objective="accuracy")
-    assert layer._autolora.wanted == Objective("accuracy")
+    assert layer._autolora.policy.wanted == Objective("accuracy")
 
 
 def test_a_wrong_objective_changes_no_model():

@@ -25,7 +25,7 @@ from torch import nn
 
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
-from autolora.nn.dispatch import pin
+from autolora.nn.choosing import pin
 from autolora.tuning.tuner import tune_problems
 
 KINDS = {

@@ -16,7 +16,7 @@ import autolora
 from autolora.cache.files.store import TimingCache
 from autolora.environment import Environment
 from autolora.graphs.unmeasured import analytic_graph
-from autolora.nn import dispatch
+from autolora.nn import choosing
 from autolora.objective import TIME, Objective
 
 HERE = Environment.of("cpu")
@@ -35,7 +35,7 @@ def lean(record):
 def tuned(path):
     """A model whose layer has TALL as its measured graph at 8 tokens."""
     TimingCache([lean(record_of(TALL))], path).save()
-    dispatch.refresh()
+    choosing.refresh()
     return model()
 
 
@@ -62,7 +62,7 @@ def test_nothing_changes_what_a_frozen_model_runs(tuned, path, monkeypatch, chan
     autolora.freeze(tuned)
     assert ran(tuned) == (TALL, "exact", "frozen")
     change(path, monkeypatch)
-    dispatch.refresh(tuned)
+    choosing.refresh(tuned)
     tuned[0]._autolora.choices.clear()  # so that it chooses again
     assert ran(tuned) == (TALL, "exact", "frozen")
     assert ran(free)[0] != TALL  # the change is one that matters
@@ -82,7 +82,7 @@ def test_a_frozen_model_is_answered_as_the_files_would(path, monkeypatch):
         files[1],
     ).save()
     monkeypatch.setenv("AUTOLORA_CACHE", os.pathsep.join(map(str, files)))
-    dispatch.refresh()
+    choosing.refresh()
     net = model()
     counts = (8, 16, 20, 60, 64, 128, 300, 600, 1500, 9000)
     free = [ran(net, tokens) for tokens in counts]
@@ -114,7 +114,7 @@ def test_unfreezing_goes_back_to_the_files(tuned, path):
     autolora.freeze(tuned)
     TimingCache([record_of(REFERENCE, effort="thorough")], path).save()
     autolora.unfreeze(tuned)
-    dispatch.refresh()
+    choosing.refresh()
     assert ran(tuned) == (REFERENCE, "exact", "")
     autolora.unfreeze(tuned)
 
@@ -123,7 +123,7 @@ def test_a_miss_is_a_miss_as_ever_and_stays_one(path):
     net = model()
     autolora.freeze(net)
     TimingCache([record_of(REFERENCE)], path).save()
-    dispatch.refresh(net)
+    choosing.refresh(net)
     graph = analytic_graph(LAYER.at(8)).name
     assert ran(net) == (graph, "miss", "not tuned; chosen by FLOPs and bytes; frozen")
 
@@ -134,14 +134,14 @@ def test_a_miss_is_a_miss_as_ever_and_stays_one(path):
 def test_a_copy_is_not_frozen(tuned, copied):
     autolora.freeze(tuned)
     state = copied(tuned[0]._autolora)
-    assert (state.snapshots, state.choices) == (None, {})
-    assert tuned[0]._autolora.snapshots is not None
+    assert (state.policy.snapshots, state.choices) == (None, {})
+    assert tuned[0]._autolora.policy.snapshots is not None
 
 
 def test_a_copy_of_a_frozen_model_trains(tuned, path):
     autolora.freeze(tuned)
     path.unlink()
-    dispatch.refresh()
+    choosing.refresh()
     for net in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
         assert ran(net)[1] == "miss"
     assert ran(tuned)[1] == "exact"
@@ -165,8 +165,8 @@ def test_the_objective_is_frozen_unless_a_layer_was_told(path, monkeypatch):
     reports = [autolora.freeze(net).objectives for net in (plain, told)]
     monkeypatch.delenv("AUTOLORA_OBJECTIVE")
     assert reports == [(Objective("accuracy"),), (Objective("memory"),)]
-    assert plain[0]._autolora.wanted == Objective("accuracy")
-    assert told[0]._autolora.wanted == Objective("memory")
+    assert plain[0]._autolora.policy.wanted == Objective("accuracy")
+    assert told[0]._autolora.policy.wanted == Objective("memory")
     assert ran(told)[0] == REFERENCE
 
 
@@ -225,7 +225,7 @@ def test_accelerating_anew_and_restoring_thaw(path):
     assert autolora.explain(net, tokens=8).counts == {"exact": 1}
     assert "frozen" in str(autolora.explain(net, tokens=8))
     path.unlink()
-    dispatch.refresh()
+    choosing.refresh()
     assert autolora.accelerate(net).frozen is None
     assert autolora.explain(net, tokens=8).counts == {"miss": 1}
     autolora.freeze(net)

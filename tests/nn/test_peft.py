@@ -23,7 +23,7 @@ from torch import nn
 
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
-from autolora.nn.dispatch import pin
+from autolora.nn.choosing import pin
 from autolora.objective import Objective
 
 
@@ -48,13 +48,13 @@ def test_layers_take_the_objective_that_accelerate_is_given(monkeypatch):
         ({"objective": "accuracy", "max_saved_bytes": 10}, Objective("accuracy", 10)),
     ]:
         autolora.accelerate(model, **given)
-        assert layers[0].mlp.up_proj._autolora.wanted == wanted
-    assert pickle.loads(pickle.dumps(layers[0].mlp.up_proj))._autolora.wanted == wanted
+        assert layers[0].mlp.up_proj._autolora.policy.wanted == wanted
+    assert pickle.loads(pickle.dumps(layers[0].mlp.up_proj))._autolora.policy.wanted == wanted
     monkeypatch.setenv("AUTOLORA_OBJECTIVE", "memory")
     autolora.accelerate(model)
-    assert layers[1].self_attn.q_proj._autolora.wanted == Objective("memory")
+    assert layers[1].self_attn.q_proj._autolora.policy.wanted == Objective("memory")
     autolora.accelerate(model, objective="time")
-    assert layers[1].self_attn.q_proj._autolora.wanted == Objective()
+    assert layers[1].self_attn.q_proj._autolora.policy.wanted == Objective()
     with pytest.raises(autolora.AutoloraError, match="objective must be one of"):
         autolora.accelerate(model, objective="speed")
     with pytest.raises(autolora.AutoloraError, match="max_saved_bytes must be"):

@@ -11,7 +11,13 @@ from records import REFERENCE
 from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.lookup import Lookup
 from autolora.environment import Environment
-from autolora.nn.snapshot import Snapshot, Snapshots, read_message, read_snapshot, write_message
+from autolora.nn.freezing.snapshot import (
+    Snapshot,
+    Snapshots,
+    read_message,
+    read_snapshot,
+    write_message,
+)
 from autolora.objective import TIME, Objective
 
 HERE = Environment.of("cpu")

@@ -14,7 +14,7 @@ from autolora.cache.files.store import TimingCache
 from autolora.cli import main
 from autolora.environment import Environment
 from autolora.graphs.space import reference_graph
-from autolora.nn import dispatch
+from autolora.nn import choosing
 from autolora.nn.strict import is_strict
 
 HERE = Environment.of("cpu")
@@ -23,7 +23,7 @@ THREADS = replace(HERE, units=HERE.units + 7)
 
 def saved(path, *records):
     TimingCache(records, path).save()
-    dispatch.refresh()
+    choosing.refresh()
 
 
 def choices(net):
@@ -144,7 +144,7 @@ def test_the_error_where_a_record_names_no_graph_that_can_be_used(path):
     text = text.replace(TALL, f"{TALL}/of=tomorrow")
     saved(path, record_of(TALL))
     path.write_text(path.read_text().replace(unknown.line, text))
-    dispatch.refresh()
+    choosing.refresh()
     with autolora.strict(), pytest.raises(autolora.MissError) as caught:
         model()(torch.randn(8, 24))
     assert "there is a record of it, but no graph that it names can be used" in str(caught.value)
@@ -211,7 +211,7 @@ def test_calls_that_take_the_plain_path_do_not_raise():
 
 def test_pinned_layers_do_not_raise():
     net = model()
-    dispatch.pin(net, reference_graph)
+    choosing.pin(net, reference_graph)
     with autolora.strict():
         assert ran(net)[:2] == (REFERENCE, "pinned")
 

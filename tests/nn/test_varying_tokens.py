@@ -18,8 +18,9 @@ from autolora.environment import Environment
 from autolora.graphs import space, unmeasured
 from autolora.graphs.space import valid_graphs
 from autolora.graphs.unmeasured import untransposed_costs
-from autolora.nn import dispatch, layer_state
-from autolora.nn.dispatch import ask, run_layer
+from autolora.nn import choosing, dispatch, layer_state
+from autolora.nn.choosing import ask
+from autolora.nn.dispatch import run_layer
 from autolora.objective import KINDS, Objective
 
 SAVED = "base_first/h=saved/dX=lowrank/dA=via_z/dB=via_h/t=h,Z/onednn=Y,dX"
@@ -108,7 +109,7 @@ def test_a_repeated_count_is_one_look_up(monkeypatch, autocast):
             net(x).sum().backward()
         memory.used.clear()
         with monkeypatch.context() as patched:
-            for name in ("_choose", "decide", "_decide", "_lookup", "problem_of"):
+            for name in ("_choose", "decide_and_report", "problem_of"):
                 patched.setattr(dispatch, name, refuse)
             for x in inputs[2:]:
                 net(x).sum().backward()
@@ -130,7 +131,7 @@ def layers(monkeypatch, path):
     TimingCache(
         [make_record(times=times, problem=LAYER.at(n), environment=here) for n in (16, 2**18)], path
     ).save()
-    dispatch.refresh()
+    choosing.refresh()
     monkeypatch.setattr(dispatch, "run", lambda executable, x, tensors, s, p: x)
     net = autolora.add_lora(nn.Sequential(nn.Linear(24, 16), nn.Linear(24, 16)), rank=4)
     row = torch.randn(1, 24)

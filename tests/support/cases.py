@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from autolora.graphs.function import run
+from autolora.graphs.function import run, run_traced
 from autolora.graphs.operators import dequantize
 from autolora.graphs.source import executable
-from autolora.problem import QUANTISED, Problem
+from autolora.problem import COMPILED, QUANTISED, Problem
 from autolora.timing.quantise import quantised
 
 S, P, SEED = 0.7, 0.25, 3
@@ -56,6 +56,7 @@ class Case:
     tensors: tuple
     G: torch.Tensor
     known: tuple | None = None  # the exact results, once they were asked for
+    backend: str = "aot_eager"  # of torch.compile, for compiled problems
 
     @classmethod
     def of(cls, problem, *, seed=0, leading=None):
@@ -101,8 +102,16 @@ class Case:
 
     def run(self, graph):
         """Y along a graph."""
+        made = executable(graph, self.problem)
+
+        def layer(X):
+            runs = run_traced if self.problem.mode == COMPILED else run
+            return runs(made, X, self.tensors, S, self.p)
+
+        if self.problem.mode == COMPILED:
+            layer = torch.compile(layer, backend=self.backend, fullgraph=True)
         torch.default_generator.manual_seed(SEED)
-        return run(executable(graph, self.problem), self.X, self.tensors, S, self.p)
+        return layer(self.X)
 
     def exact(self, G=None):
         """Y and the needed gradients by plain autograd on the defining equation, in float64."""

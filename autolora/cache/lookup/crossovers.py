@@ -82,7 +82,7 @@ def crossovers(
             [] if found.record is None else _admitted(found.record, objective, tokens),
         )
 
-    changes = [n for low, high in pairwise(counts) for n in _changes(low, high, state)]
+    changes = [n for low, high in pairwise(counts) for n in change_points(low, high, state)]
     edges = [counts[0], *changes, counts[-1] + 1]
     pieces = [(answer(first).graph, first, after - 1) for first, after in pairwise(edges)]
     ranges = []
@@ -96,8 +96,8 @@ def crossovers(
     return ranges
 
 
-def _changes(first: int, last: int, state: Callable[[int], object]) -> Iterator[int]:
-    """The numbers in ``(first, last]`` whose state differs from that of the number before.
+def change_points(first: int, last: int, state: Callable[[int], object]) -> Iterator[int]:
+    """The token counts in ``(first, last]`` whose state differs from that of the number before.
 
     By bisection: if the state is equal at two numbers, so it is between them, since the options are
     the same there, and of several straight lines each is the lowest in a single interval.
@@ -108,8 +108,8 @@ def _changes(first: int, last: int, state: Callable[[int], object]) -> Iterator[
         yield last
         return
     middle = (first + last) // 2
-    yield from _changes(first, middle, state)
-    yield from _changes(middle, last, state)
+    yield from change_points(first, middle, state)
+    yield from change_points(middle, last, state)
 
 
 def _admitted(record: Record, objective: Objective, tokens: int) -> list[bool]:

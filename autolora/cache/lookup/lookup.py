@@ -1,14 +1,14 @@
 """Looking up the graph of a problem in the cache files of the search path.
 
-An answer is exact, interpolated between two token counts, from the nearest one, from another
-environment, or a miss. The objective decides among the candidates of a record; for time alone it is
-the winner.
+An answer is exact, interpolated between two token counts, from the nearest one, from another mode,
+from another environment, or a miss. The objective decides among the candidates of a record; for
+time alone it is the winner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from autolora.cache.lookup.interpolation import interpolate, options_at, usable_
 from autolora.cache.records.record import Record
 from autolora.environment import Environment
 from autolora.objective import TIME, Objective, pick
-from autolora.problem import BaseProblem
+from autolora.problem import COMPILED, EAGER, BaseProblem
 
 NEAR = 2.0  # the largest ratio of token counts of a "nearest" answer
+_WINS_COMPILED = 1.0  # least speedup of an eager record whose graph is used compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Answer:
 
     Args:
         graph: the name of the graph to run, None for a miss.
-        reason: ``"exact"``, ``"interpolated"``, ``"nearest"``, ``"other-environment"`` or
-            ``"miss"``.
+        reason: ``"exact"``, ``"interpolated"``, ``"nearest"``, ``"other-mode"``,
+            ``"other-environment"`` or ``"miss"``.
         record: the evidence; of two interpolated records the one nearer in tokens.
         detail: for people: ``"between 1024 and 2048 tokens"``, ``"same device and torch minor:
             differs in units 8"``, and what the record was not tuned for.
@@ -92,11 +93,12 @@ class Lookup:
         valid: Valid,
         objective: Objective = TIME,
         *,
-        other_environments: bool = True,
+        strict: bool = False,
     ) -> Answer:
         """The answer of the best reason, and for the same reason of the first layer.
 
-        The two nearest token counts are taken from all layers together. Among other environments
+        The two nearest token counts are taken from all layers together. A compiled problem may be
+        answered by eager records, not the other way round. Among other environments
         those of the same torch minor release come first, see
         :func:`~autolora.cache.lookup.closest.similarity`; another device never answers.
 
@@ -105,15 +107,22 @@ class Lookup:
             environment: the machine and its libraries.
             valid: whether a graph of that name computes the problem.
             objective: what the graph is chosen for.
-            other_environments: whether records of other environments may answer.
+            strict: whether only records of this mode and environment may answer.
         """
-        measured = self._measured(problem.at(1), environment)
-        query = _Query(problem, environment, valid, objective, self.layers, measured)
-        for strategy in (_exact, _interpolated, _nearest):
-            if (answer := strategy(query)) is not None:
-                return answer
-        answer = _other_environment(query) if other_environments else None
+        query = self._query(problem, environment, valid, objective)
+        answer = _same_mode(query)
+        if answer is None and not strict:
+            if problem.mode == COMPILED:
+                eager = problem.in_mode(EAGER)
+                answer = _other_mode(self._query(eager, environment, valid, objective))
+            answer = answer or _other_environment(query)
         return answer or Answer(None, "miss", detail="not measured")
+
+    def _query(
+        self, problem: BaseProblem, environment: Environment, valid: Valid, objective: Objective
+    ) -> _Query:
+        measured = self._measured(problem.at(1), environment)
+        return _Query(problem, environment, valid, objective, self.layers, measured)
 
     def _measured(self, family: BaseProblem, environment: Environment) -> dict[int, list[Record]]:
         """The records of a problem, given at one token, see :class:`_Query`; memoized."""
@@ -135,6 +144,26 @@ class Lookup:
         Of several, the one nearest in the sizes; None if there are no records.
         """
         return closest(self.layers, problem, environment)
+
+
+def _same_mode(query: _Query) -> Answer | None:
+    for strategy in (_exact, _interpolated, _nearest):
+        if (answer := strategy(query)) is not None:
+            return answer
+    return None
+
+
+def _other_mode(query: _Query) -> Answer | None:
+    """The answer of eager records for a compiled problem; ``query`` is of the eager problem.
+
+    The compiler makes the reference graph faster too, by joining its elementwise steps, so a graph
+    that wins by little in eager mode need not win compiled.
+    """
+    answer = _same_mode(query)
+    if answer is None or answer.speedup is None or answer.speedup < _WINS_COMPILED:
+        return None
+    detail = "; ".join(filter(None, (f"measured {query.problem.mode}", answer.detail)))
+    return replace(answer, reason="other-mode", detail=detail)
 
 
 def _exact(query: _Query) -> Answer | None:

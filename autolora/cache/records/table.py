@@ -15,7 +15,7 @@ from typing import NamedTuple
 from autolora.cache.records.checks import LONGEST, dumps, loads
 from autolora.cache.records.record import Record, better
 from autolora.environment import Environment
-from autolora.problem.base import DEFAULT_KIND, BaseProblem, field_names, size_names
+from autolora.problem.base import DEFAULT_KIND, EAGER, BaseProblem, field_names, size_names
 from autolora.problem.kinds import KINDS, problem_from_json
 
 Family = tuple[tuple[int, ...], str]
@@ -97,7 +97,8 @@ def _head(kind: type[BaseProblem]) -> tuple[re.Pattern[str], int]:
     sizes = size_names(kind)
     named = "" if kind.kind == DEFAULT_KIND else rf'"kind":"{kind.kind}",'
     numbers = ",".join(rf'"{name}":([1-9]\d{{0,15}})' for name in sizes)
-    rest = ",".join(rf'"{name}":{_VALUE}' for name in field_names(kind) if name not in sizes)
+    names = [name for name in field_names(kind) if name not in (*sizes, "mode")]
+    rest = ",".join(rf'"{name}":{_VALUE}' for name in names) + rf'(?:,"mode":"(?!{EAGER}")\w+")?'
     pattern = rf'\{{"problem":\{{{named}{numbers}(,{rest}\}}),"environment":"([0-9a-f]{{12}})",'
     return re.compile(pattern, re.ASCII), sizes.index("tokens")
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import distributed
 
 from autolora.environment import Environment
-from autolora.nn.snapshot import Sizes, Snapshot, Snapshots, read_message, write_message
+from autolora.nn.freezing.snapshot import Sizes, Snapshot, Snapshots, read_message, write_message
 
 LIMIT_SECONDS = 300.0  # to wait for rank 0, if the timeout of the group is not shorter
 GRACE_SECONDS = 20.0  # to wait once rank 0 has frozen as many models as this rank

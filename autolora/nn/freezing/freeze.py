@@ -12,10 +12,10 @@ from torch import nn
 from autolora.cache.files.paths import search_path
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
-from autolora.nn.agreement import agree, in_group, trains_on_cuda
 from autolora.nn.defaults import default_objective
-from autolora.nn.layer_state import LayerState, layer_states
-from autolora.nn.snapshot import FROZEN, Sizes, Snapshots, read_snapshot
+from autolora.nn.freezing.agreement import agree, in_group, trains_on_cuda
+from autolora.nn.freezing.snapshot import FROZEN, Sizes, Snapshots, read_snapshot
+from autolora.nn.layer_state import choose_anew, layer_states
 from autolora.objective import Objective
 from autolora.problem import DEVICES
 
@@ -99,7 +99,7 @@ def freeze_in_group(model: nn.Module) -> Frozen:
 def freeze_anew(model: nn.Module) -> None:
     """Freezes a model again after tuning if :func:`freeze_in_group` froze it."""
     if any(
-        state.snapshots is not None and not state.snapshots.lasting
+        state.policy.snapshots is not None and not state.policy.snapshots.lasting
         for _, state in layer_states(model)
     ):
         freeze_in_group(model)
@@ -107,7 +107,7 @@ def freeze_anew(model: nn.Module) -> None:
 
 def unfreeze(model: nn.Module) -> None:
     """Undoes :func:`freeze`: the layers choose from the files of the search path again."""
-    _hold((state for _, state in layer_states(model)), None)
+    choose_anew((state for _, state in layer_states(model)), snapshots=None)
 
 
 def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
@@ -127,7 +127,7 @@ def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
         for device in _devices(modules, nccl=grouped and trains_on_cuda())
     }
     snapshots = agree(own, environments, sizes) if grouped else Snapshots(own)
-    _hold(states, replace(snapshots, lasting=lasting))
+    choose_anew(states, snapshots=replace(snapshots, lasting=lasting))
     here = tuple(environments.values())
     plan = snapshots.of(here[0].device)
     return Frozen(
@@ -135,16 +135,10 @@ def _freeze(model: nn.Module, *, lasting: bool) -> Frozen:
         environments=here,
         records=len(plan.records),
         fitting=sum(record.environment in here for record in plan.records),
-        objectives=tuple(dict.fromkeys(state.wanted for state in states)),
+        objectives=tuple(dict.fromkeys(state.policy.wanted for state in states)),
         files=plan.files,
         origin=plan.origin,
     )
-
-
-def _hold(states: Iterable[LayerState], snapshots: Snapshots | None) -> None:
-    for state in states:
-        state.snapshots = snapshots
-        state.choices.clear()
 
 
 def _devices(modules: Iterable[nn.Module], *, nccl: bool) -> list[torch.device]:

@@ -1,0 +1,130 @@
+"""Choosing the graph of a layer while torch.compile traces it.
+
+The code below runs once, when a layer is compiled, under Dynamo: it must consist of what Dynamo can
+trace. What it cannot, reading the timing cache above all, stands in functions whose results are
+constants of the compiled code. Each is named by text or a number, since Dynamo compares those by
+value: so layers that are alike share their compiled code. A layer is compiled again when its
+policy changes, as it does when new timings are read.
+
+Imported when a layer is traced, since it imports torch._dynamo.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch._dynamo.comptime import ComptimeContext, comptime
+
+from autolora.cache.lookup.crossovers import change_points
+from autolora.graphs.function import LayerTensors, run_traced
+from autolora.nn.choosing import decide, decide_and_report, without_graph
+from autolora.nn.layer_state import LayerState, Policy, policy_named
+from autolora.nn.statement import Call, Layer, call_facts, layer_facts, problem_of
+from autolora.problem import COMPILED, DEVICES, Problem
+
+_MOST_TOKENS = 1 << 24  # beyond which the graph is that of so many
+
+# The executables of compiled code are attributes, by name: Dynamo copies a dictionary when it first
+# sees it, and would miss those that are added during the same trace.
+_executables = SimpleNamespace()
+_tokens: int | None = None  # of the call that is traced, None if their number is dynamic
+_state: LayerState | None = None  # of the layer that is traced, None if Dynamo does not tell it
+
+
+def run_layer_traced(
+    state: LayerState, x: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
+) -> Tensor | None:
+    """As :func:`~autolora.nn.dispatch.run_layer`, in code that is being compiled."""
+    if x.device.type not in DEVICES or (p and not x.is_contiguous()):
+        return None
+    given = x.dtype
+    W, b, A, B, c, M = tensors
+    quantised = not isinstance(W, Tensor)
+    own = getattr(W, "compute_dtype", None) if quantised else None
+    x = x if own is None else x.to(own)
+    key, layer, call = state.policy.key, layer_facts(tensors), call_facts(x, tensors, p)
+    tokens = x.numel() // A.shape[1]
+    comptime(_note_call)
+    piece = 0
+    for last in _last_tokens(key, layer, call, x.device):
+        if tokens <= last:  # of a dynamic count a guard
+            break
+        piece += 1
+    name = _chosen(key, layer, call, x.device, piece)
+    if not name:
+        return None
+    autocast = call[6]
+    if autocast is not None and not quantised:
+        given = autocast
+        x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
+    return run_traced(getattr(_executables, name), x, (W, b, A, B, c, M), s, p).to(given)
+
+
+def _note_call(context: ComptimeContext) -> None:
+    """Notes for the functions below what of the call that is traced must not be compared later."""
+    global _state, _tokens
+    tokens, state = context.get_local("tokens"), context.get_local("state")
+    _tokens = tokens.as_python_constant() if tokens.is_python_constant() else None
+    tracker = getattr(state, "_i_will_not_complain_if_bc_breaks_VariableTracker", lambda: None)
+    value = getattr(tracker(), "value", None)
+    _state = value if isinstance(value, LayerState) else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _last_tokens(key: str, layer: Layer, call: Call, device: torch.device) -> tuple[int, ...]:
+    """The last counts of the pieces between which the graph changes; none if it is static."""
+    return () if _tokens is not None else _pieces(policy_named(key), layer, call, device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _chosen(key: str, layer: Layer, call: Call, device: torch.device, piece: int) -> str:
+    """The name of the executable that the layer runs, ``""`` if its own ``forward`` is used.
+
+    Raises:
+        MissError: in strict mode, if there are no timings and gradients are needed.
+    """
+    policy, tokens, where = policy_named(key), _tokens, ""
+    if tokens is None:
+        last = _pieces(policy, layer, call, device)
+        tokens = last[piece - 1] + 1 if piece else 1
+        where = f"to {last[piece]} tokens" if piece < len(last) else "and more tokens"
+    problem = _problem(policy, layer, call, tokens)
+    if isinstance(problem, str):
+        choice = without_graph(problem)
+    else:
+        choice = decide_and_report(problem, device, policy)
+        choice.detail = "; ".join(filter(None, (where, choice.detail)))
+    policy.traced[layer, call, tokens] = choice
+    if _state is not None:
+        _state.remember(("traced", layer, call, tokens), choice)
+    if choice.executable is None:
+        return ""
+    made = choice.executable
+    name = f"{made.graph.name} {made.problem!r}"
+    setattr(_executables, name, made)
+    return name
+
+
+def _problem(policy: Policy, layer: Layer, call: Call, tokens: int) -> Problem | str:
+    return problem_of(layer, call, tokens, policy.compute_dtype, COMPILED)
+
+
+@lru_cache(maxsize=1024)
+def _pieces(policy: Policy, layer: Layer, call: Call, device: torch.device) -> tuple[int, ...]:
+    """The last token count of each range with one graph but the last, ascending."""
+    if isinstance(_problem(policy, layer, call, 1), str):
+        return ()
+
+    def graph(tokens: int) -> str:
+        problem = _problem(policy, layer, call, tokens)
+        assert not isinstance(problem, str)
+        return decide(problem, device, policy).graph.name
+
+    counts = [1 << power for power in range(_MOST_TOKENS.bit_length())]
+    return tuple(
+        first - 1 for low, high in pairwise(counts) for first in change_points(low, high, graph)
+    )

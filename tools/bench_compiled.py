@@ -1,0 +1,163 @@
+"""Times a whole compiled training step: PEFT's model and its accelerated copy, eager and compiled.
+
+    OMP_WAIT_POLICY=passive python tools/bench_compiled.py [--model llama] [--json FILE]
+
+``llama`` is a 4-layer Llama of hidden 512 on random tokens, ``smollm2`` the pretrained
+SmolLM2-135M and ``minilm`` a pretrained BERT on real reviews. Seven models run in turn in this
+process: PEFT and autolora, eager and compiled by torch.compile in its default mode; autolora
+compiled with eager records alone (``other``); and the compiled model without adapters (``bare``).
+autolora is tuned first, into a temporary cache file, eager and compiled. Figures are medians of
+paired ratios; the loss of the first step of each is printed too.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from itertools import cycle
+from statistics import median
+
+import torch
+from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.models import adapted, llama, minilm, smollm2
+from common.regimes import Regime
+from common.timing import interleaved
+
+import autolora
+from autolora.timing.statistics import paired
+
+REGIMES = (
+    "float32",
+    "bfloat16",
+    "bfloat16, float32 adapters, autocast",
+    "bfloat16, float32 adapters, compute_dtype",
+)
+MODELS = {"llama": (llama, 4, 512), "smollm2": (smollm2, 2, 256), "minilm": (minilm, 16, 64)}
+
+
+def bare(model):
+    """The frozen model alone; the gradient reaches its embeddings, as with adapters."""
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    return model.train()
+
+
+def step(model, batch, context):
+    """Forward and backward of one batch; returns the loss."""
+    arguments = batch if isinstance(batch, dict) else {"input_ids": batch, "labels": batch}
+    with context:
+        loss = model(**arguments).loss
+    loss.backward()
+    return loss.item()
+
+
+def bench(name, regime_name, rank, rounds, effort):
+    """Tunes and times one model in one regime; returns its figures."""
+    regime = Regime.of(regime_name)
+    make, size, length = MODELS[name]
+    made, batches = make(size, length)
+    floor = bare(copy.deepcopy(made).to(regime.base))
+    plain = adapted(made.to(regime.base), rank, regime.adapter)
+    models = {"peft": plain, "peft compiled": copy.deepcopy(plain), "bare compiled": floor}
+    for key in ("autolora", "autolora compiled", "other compiled"):
+        models[key] = copy.deepcopy(plain)
+        autolora.accelerate(models[key], compute_dtype=regime.compute)
+    tuning, first, losses = {}, {}, {}
+    turn = {key: cycle(batches) for key in models}
+
+    def one(key):
+        losses.setdefault(key, []).append(step(models[key], next(turn[key]), regime.context()))
+
+    def start(key):
+        begin = time.perf_counter()
+        if key.endswith("compiled"):
+            models[key].compile()
+        one(key)
+        first[key] = time.perf_counter() - begin
+
+    def tune(compiled):
+        begin = time.perf_counter()
+        with regime.context():
+            # each model reads the cache at its first step; only the one that is tuned reads it anew
+            result = autolora.tune(
+                models["autolora compiled" if compiled else "autolora"],
+                tokens=size * length,
+                compiled=compiled,
+                effort=effort,
+            )
+        tuning["compiled" if compiled else "eager"] = time.perf_counter() - begin
+        return result
+
+    tune(False)
+    for key in ("peft", "autolora", "peft compiled", "other compiled", "bare compiled"):
+        start(key)
+    records = tune(True).records
+    start("autolora compiled")
+    times = interleaved(
+        {key: lambda key=key: one(key) for key in models},
+        rounds,
+        prepare=lambda key: models[key].zero_grad(set_to_none=True),
+    )
+    seen = autolora.explain(models["autolora compiled"]).layers
+
+    def over(base, key):
+        return round(paired(times[base], times[key])[0], 4)
+
+    return {
+        "model": name,
+        "regime": regime_name,
+        "tokens": size * length,
+        "rank": rank,
+        "ms": {key: round(median(taken) / 1e6, 2) for key, taken in times.items()},
+        "over_peft": {key: over("peft", key) for key in models},
+        "over_peft_compiled": {key: over("peft compiled", key) for key in models},
+        "first_step_s": {key: round(taken, 2) for key, taken in first.items()},
+        "tuning_s": {key: round(taken, 1) for key, taken in tuning.items()},
+        "problems": len(records),
+        "won_by_peft": sum(record.winner == record.reference for record in records),
+        "exact": sum(layer.reason == "exact" for layer in seen),
+        "choices": len(seen),
+        "losses": {key: values[:3] for key, values in losses.items()},
+    }
+
+
+def main() -> None:
+    """Runs the models and regimes and prints a table for each."""
+    parser = parser_for(__doc__)
+    choice_of(parser, "--model", MODELS)
+    choice_of(parser, "--regime", REGIMES)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--effort", default="normal", help="of autolora.tune")
+    options = parsed(parser)
+    rows = []
+    for name in options.model:
+        for regime in options.regime:
+            torch._dynamo.reset()
+            with temporary_cache():
+                row = bench(name, regime, options.rank, options.rounds, options.effort)
+            rows.append(row)
+            show(row)
+            write(options.json, rows)
+
+
+def show(row):
+    """Prints the figures of one model and regime."""
+    print(
+        f"\n{row['model']}, {row['regime']}: {row['tokens']} tokens, rank {row['rank']}; tuned "
+        f"eager in {row['tuning_s']['eager']} s, compiled in {row['tuning_s']['compiled']} s "
+        f"({row['problems']} problems, {row['won_by_peft']} won by PEFT's graph; "
+        f"{row['exact']} of {row['choices']} choices exact)"
+    )
+    print(f"{'':20}{'step ms':>10}{'over PEFT':>11}{'over PEFT compiled':>20}{'compiling s':>13}")
+    for key, ms in sorted(row["ms"].items(), key=lambda pair: -pair[1]):
+        print(
+            f"{key:20}{ms:10.1f}{row['over_peft'][key]:10.3f}x"
+            f"{row['over_peft_compiled'][key]:19.3f}x{row['first_step_s'][key]:13.1f}"
+            f"   loss {row['losses'][key][0]:.5f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
