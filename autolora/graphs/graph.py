@@ -96,14 +96,8 @@ class Graph(BaseGraph):
 
     def bytes(self, problem: Problem) -> int:
         """Bytes read and written by all steps, each tensor once per step."""
-        sizes = sizes_of(problem)
         steps = baseline.products(problem) if self.forward == REFERENCE else self.steps(problem)
-        return sum(
-            count * width(tensor, problem)
-            for step in steps
-            for tensor, count in elements_moved(step, sizes).items()
-            if tensor != "b" or problem.bias
-        )
+        return sum(moved_bytes(step, problem) for step in steps)
 
     def saved_bytes(self, problem: Problem) -> int:
         """Bytes saved for the backward pass beside the parameters."""
@@ -146,6 +140,15 @@ class Graph(BaseGraph):
     def structure(self) -> Graph:
         """The graph with every product as written, by BLAS."""
         return replace(self, transposed=frozenset(), onednn=frozenset())
+
+
+def moved_bytes(step: Step, problem: Problem) -> int:
+    """Bytes that a step reads and writes, each tensor once."""
+    return sum(
+        count * width(tensor, problem)
+        for tensor, count in elements_moved(step, sizes_of(problem)).items()
+        if tensor != "b" or problem.bias
+    )
 
 
 @lru_cache(maxsize=1024)
