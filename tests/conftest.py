@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from autolora.nn import defaults, dispatch, strict
-from autolora.timing import clock, conditions, measurement
+from autolora.timing import clock, conditions, device, measurement
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
 settings.register_profile(
@@ -44,6 +44,12 @@ def _own_cache(tmp_path, monkeypatch):
         torch.cuda.manual_seed_all(0)
     yield
     dispatch.refresh()
+
+
+@pytest.fixture(autouse=True)
+def _own_turns(tmp_path, monkeypatch):
+    """No test waits for a process that measures on this machine, nor that for a test."""
+    monkeypatch.setattr(device, "gettempdir", lambda: str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
