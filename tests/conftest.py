@@ -1,6 +1,7 @@
 import gc
 import logging
 import os
+import sys
 
 # Before any library of the hub is imported: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,12 @@ def pytest_collection_finish():
     """What the imports made stays to the end: no collection of garbage need look through it."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_forks():
+    if "forks" in sys.modules:
+        sys.modules["forks"].warm()
 
 
 @pytest.fixture(autouse=True)
