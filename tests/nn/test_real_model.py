@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs the packages {', '.join(MISSING)}"),
 ]
 BF16 = torch.bfloat16
-BATCH, LENGTH = 1, 64
+BATCH, LENGTH = 1, 32
 
 
 @pytest.fixture(scope="module")
