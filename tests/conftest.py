@@ -1,6 +1,7 @@
 import gc
 import logging
 import os
+import sys
 
 # Before any library of the hub is imported: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from autolora.nn import choosing, defaults, strict
-from autolora.timing import clock, conditions, measurement
+from autolora.timing import clock, conditions, device, measurement
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
 settings.register_profile(
@@ -20,9 +21,20 @@ settings.load_profile("busy")
 
 
 def pytest_collection_finish():
-    """What the imports made stays to the end: no collection of garbage need look through it."""
+    """What the imports made stays to the end: no collection of garbage need look through it.
+
+    Most of what the tests make stays too, in caches, and the whole is looked through less often.
+    """
     gc.collect()
     gc.freeze()
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_forks():
+    if "forks" in sys.modules:
+        sys.modules["forks"].warm()
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +56,12 @@ def _own_cache(tmp_path, monkeypatch):
         torch.cuda.manual_seed_all(0)
     yield
     choosing.refresh()
+
+
+@pytest.fixture(autouse=True)
+def _own_turns(tmp_path, monkeypatch):
+    """No test waits for a process that measures on this machine, nor that for a test."""
+    monkeypatch.setattr(device, "gettempdir", lambda: str(tmp_path))
 
 
 @pytest.fixture(autouse=True)

@@ -73,11 +73,11 @@ class Graph(BaseGraph):
 
     def forward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the forward pass, in order."""
-        return _steps(self, at_size_one(problem))[0]
+        return _forward_steps(self.forward, at_size_one(problem))
 
     def backward_steps(self, problem: Problem) -> tuple[Step, ...]:
         """The steps of the backward pass, in order."""
-        return _steps(self, at_size_one(problem))[1]
+        return self._backward(problem)[0]
 
     def steps(self, problem: Problem) -> tuple[Step, ...]:
         """Forward and backward together."""
@@ -85,9 +85,7 @@ class Graph(BaseGraph):
 
     def saved(self, problem: Problem) -> tuple[str, ...]:
         """The tensors saved for the backward pass, parameters included, sorted by name."""
-        steps = self.backward_steps(problem)
-        written = {step.out for step in steps}
-        return tuple(sorted({name for step in steps for name in step.reads} - written - {"G"}))
+        return self._backward(problem)[1]
 
     def flops(self, problem: Problem) -> int:
         """Multiplications and additions of all products, forward and backward."""
@@ -98,14 +96,8 @@ class Graph(BaseGraph):
 
     def bytes(self, problem: Problem) -> int:
         """Bytes read and written by all steps, each tensor once per step."""
-        sizes = sizes_of(problem)
         steps = baseline.products(problem) if self.forward == REFERENCE else self.steps(problem)
-        return sum(
-            count * width(tensor, problem)
-            for step in steps
-            for tensor, count in elements_moved(step, sizes).items()
-            if tensor != "b" or problem.bias
-        )
+        return sum(moved_bytes(step, problem) for step in steps)
 
     def saved_bytes(self, problem: Problem) -> int:
         """Bytes saved for the backward pass beside the parameters."""
@@ -123,6 +115,11 @@ class Graph(BaseGraph):
         else:
             saved = "X" in self.saved(problem)
         return bytes_of("X", problem) if saved else 0
+
+    def _backward(self, problem: Problem) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+        """Of what a graph is composed of, some does not matter here: many graphs share these."""
+        routes = self.dx, self.da, self.db, self.dm
+        return _backward(self.saves, *routes, at_size_one(problem))
 
     @property
     def is_reference(self) -> bool:
@@ -145,23 +142,47 @@ class Graph(BaseGraph):
         return replace(self, transposed=frozenset(), onednn=frozenset())
 
 
-@lru_cache(maxsize=65536)
-def _steps(graph: Graph, problem: Problem) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    source = {**forward.intermediates(problem), **backward.intermediates(problem)}
-    weight = "Q" if problem.layout in QUANTISED else "W"
-    given = frozenset({"X", weight, "A", "B", "c", "M"})
+def moved_bytes(step: Step, problem: Problem) -> int:
+    """Bytes that a step reads and writes, each tensor once."""
+    return sum(
+        count * width(tensor, problem)
+        for tensor, count in elements_moved(step, sizes_of(problem)).items()
+        if tensor != "b" or problem.bias
+    )
+
+
+@lru_cache(maxsize=1024)
+def _forward_steps(name: str, problem: Problem) -> tuple[Step, ...]:
+    given = frozenset({*_given(problem), "b"})
+    return _resolved(forward.routes(problem)[name], given, _source(problem))
+
+
+@lru_cache(maxsize=8192)
+def _backward(
+    saves: frozenset[str], dx: str, da: str, db: str, dm: str, problem: Problem
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """The steps of a backward pass, and the tensors that it needs of the forward pass."""
     routes = backward.routes(problem)
-    taken = {"M": graph.dm, "c": "", "B": graph.db, "A": graph.da, "X": graph.dx}
+    taken = {"M": dm, "c": "", "B": db, "A": da, "X": dx}
     ends = [  # dB after Z, and dA after that: each reads what the one before left in cache
         step
         for needed, route in taken.items()
         if needed in routes
         for step in routes[needed][route]
     ]
-    return (
-        _resolved(forward.routes(problem)[graph.forward], given | {"b"}, source),
-        _resolved(ends, given | {"G"} | _ALWAYS_SAVED | graph.saves, source),
-    )
+    given = frozenset({*_given(problem), "G", *_ALWAYS_SAVED, *saves})
+    steps = _resolved(ends, given, _source(problem))
+    written = {step.out for step in steps}
+    reads = {name for step in steps for name in step.reads}
+    return steps, tuple(sorted(reads - written - {"G"}))
+
+
+def _given(problem: Problem) -> tuple[str, ...]:
+    return ("X", "Q" if problem.layout in QUANTISED else "W", "A", "B", "c", "M")
+
+
+def _source(problem: Problem) -> dict[str, Step]:
+    return {**forward.intermediates(problem), **backward.intermediates(problem)}
 
 
 def _resolved(

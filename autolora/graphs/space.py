@@ -96,8 +96,11 @@ def _excesses(problem: Problem) -> tuple[tuple[int, int], ...]:
 def graphs_by_saved(problem: Problem) -> tuple[dict[str, Graph], ...]:
     """Every composition, in groups that keep the same tensors; sizes tell which are valid."""
     groups: dict[tuple[str, ...], dict[str, Graph]] = {}
-    for graph in _compositions(problem):
-        groups.setdefault(graph.saved(problem), {})[graph.name] = graph
+    for graph in _structures(problem):
+        group = groups.setdefault(graph.saved(problem), {})
+        for transposed in _subsets(_thin_products(graph, problem)):
+            turned = replace(graph, transposed=frozenset(transposed))
+            group[turned.name] = turned
     return tuple(groups.values())
 
 
@@ -121,14 +124,13 @@ def value_at(tokens: int, figure: tuple[int, int]) -> int:
     return first + (tokens - 1) * growth
 
 
-def _compositions(problem: Problem) -> Iterator[Graph]:
+def _structures(problem: Problem) -> Iterator[Graph]:
+    """Every composition in which no product is turned."""
     table = backward.routes(problem)
     dx, da, db, _, dm = (tuple(table.get(needed, ("",))) for needed in GRADIENTS)
     for name, *routes in product(forward.routes(problem), dx, da, db, dm):
         whole = Graph(name, dx=routes[0], da=routes[1], db=routes[2], dm=routes[3])
-        for graph in _with_saved(whole, problem):
-            for transposed in _subsets(_thin_products(graph, problem)):
-                yield replace(graph, transposed=frozenset(transposed))
+        yield from _with_saved(whole, problem)
 
 
 def _with_saved(graph: Graph, problem: Problem) -> Iterator[Graph]:

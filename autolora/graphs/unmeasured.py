@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from itertools import compress
 
-from autolora.graphs.graph import Graph
+from autolora.graphs.contraction import Step
+from autolora.graphs.graph import Graph, moved_bytes
 from autolora.graphs.space import (
     FAMILIES,
     affine,
@@ -15,9 +17,11 @@ from autolora.graphs.space import (
     reference_graph,
     value_at,
 )
-from autolora.graphs.tensors import BYTES, at_size_one
+from autolora.graphs.tensors import BYTES, at_size_one, sizes_of
 from autolora.objective import Objective, over_limit
 from autolora.problem import COMPILED, Problem
+
+Figure = tuple[int, int]  # at one token, and what each more adds
 
 # FLOPs in the time of moving one byte.
 _FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
@@ -88,16 +92,28 @@ def _accurate_costs(problem: Problem) -> list[Cost]:
 
 
 @lru_cache(maxsize=FAMILIES)
-def _untransposed_figures(problem: Problem) -> list[list[tuple[Graph, list[tuple[int, int]]]]]:
+def _untransposed_figures(problem: Problem) -> list[list[tuple[Graph, tuple[Figure, ...]]]]:
     """FLOPs, bytes and saved bytes of the untransposed graphs, see :func:`affine`, by group."""
-    return [
-        [
-            (graph, [affine(f, problem) for f in (graph.flops, graph.bytes, graph.saved_bytes)])
-            for graph in graphs.values()
-            if not graph.transposed
-        ]
-        for graphs in graphs_by_saved(at_size_one(problem))
-    ]
+
+    @cache
+    def figures_of(step: Step) -> tuple[Figure, Figure]:
+        """Of FLOPs and bytes; the graphs have most of their steps in common."""
+        flops = affine(lambda problem: step.flops(sizes_of(problem)), problem)
+        return flops, affine(partial(moved_bytes, step), problem)
+
+    def added(figures: Iterable[Figure]) -> Figure:
+        first, growth = zip(*figures, strict=True)
+        return sum(first), sum(growth)
+
+    groups: list[list[tuple[Graph, tuple[Figure, ...]]]] = []
+    for graphs in graphs_by_saved(at_size_one(problem)):
+        saved = affine(next(iter(graphs.values())).saved_bytes, problem)
+        groups.append([])
+        for graph in graphs.values():
+            if not graph.transposed:
+                flops, moved = zip(*map(figures_of, graph.steps(problem)), strict=True)
+                groups[-1].append((graph, (added(flops), added(moved), saved)))
+    return groups
 
 
 def unmeasured_graph(problem: Problem, objective: Objective) -> tuple[Graph, str]:

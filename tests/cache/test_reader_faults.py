@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "cache_schema" / "v1.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)
 SMALL = 64 << 20  # bytes that reading any file may take, however small it is
-SIZE = 20_000_000
+SIZE = 10_000_000
 
 
 def file_of(*records):

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import CPU, OLDER, make_problem, make_record, records
 
@@ -135,6 +135,7 @@ def test_a_merge_keeps_the_better_of_each_pair(drawn):
     }
 
 
+@settings(max_examples=20)  # each writes ten files
 @given(st.lists(SEVERAL, min_size=3, max_size=5), st.randoms())
 def test_no_merged_file_holds_a_worse_record_than_any_of_its_sources(
     tmp_path_factory, drawn, chance

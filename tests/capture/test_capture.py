@@ -10,6 +10,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+from small_llama import SIZES
 from torch import nn
 
 import autolora
@@ -472,12 +473,7 @@ def _dtypes(found) -> tuple[str, str, str]:
 LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 256,
+    **SIZES,
     "dtype": "float32",
 }
 
@@ -497,12 +493,12 @@ def config(tmp_path):
 def test_a_configuration(config):
     found = captured(config(), batch_size=2, seq_len=16)
     assert [(p.in_features, p.out_features, p.gradients) for p in found.problems] == [
-        (64, 64, ("A", "B")),  # q_proj of the first block
-        (64, 32, ("A", "B")),  # its k_proj and v_proj
-        (64, 64, ("X", "A", "B")),
-        (64, 128, ("X", "A", "B")),
-        (128, 64, ("X", "A", "B")),
-        (64, 32, ("X", "A", "B")),
+        (32, 32, ("A", "B")),  # q_proj of the first block
+        (32, 16, ("A", "B")),  # its k_proj and v_proj
+        (32, 32, ("X", "A", "B")),
+        (32, 48, ("X", "A", "B")),
+        (48, 32, ("X", "A", "B")),
+        (32, 16, ("X", "A", "B")),
     ]
     assert {problem.tokens for problem in found.problems} == {32}
     assert len(found.layers) == 14  # all but the output embedding
@@ -632,6 +628,7 @@ def test_seventy_billion_parameters_take_no_memory(config):
         num_hidden_layers=80,
         num_attention_heads=64,
         num_key_value_heads=8,
+        head_dim=128,
         vocab_size=128256,
         dtype="bfloat16",
     )

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from small_llama import SIZES
 from torch import nn
 
 import autolora
@@ -15,15 +16,6 @@ from autolora.capture.target import Adapters, load_target
 from autolora.nn.adapted import adapted_layers
 from autolora.problem import Problem
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 128,
-}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -32,8 +24,8 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-SHORT = {**TEXT, "max_position_embeddings": 20}
-EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, **TEXT}
+SHORT = {**SIZES, "max_position_embeddings": 20}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, **SIZES}
 MLA = {  # latent attention, and groups of experts
     **EXPERTS,
     "num_key_value_heads": 4,
@@ -67,9 +59,9 @@ def looking(model_type, text, vision, **more):
     """A language model that is shown images."""
     return {
         "model_type": model_type,
-        "image_token_id": 127,
-        "image_token_index": 127,
-        "text_config": {"model_type": text, "pad_token_id": 0, **TEXT},
+        "image_token_id": 63,
+        "image_token_index": 63,
+        "text_config": {"model_type": text, "pad_token_id": 0, **SIZES},
         "vision_config": {"model_type": vision, **VISION} if vision else VISION,
         **more,
     }
@@ -77,7 +69,7 @@ def looking(model_type, text, vision, **more):
 
 # configuration → token counts of a batch of 2 × 16 tokens, or of 2 images of 16 patches
 KINDS = {
-    "grouped queries": ({"model_type": "llama", **TEXT}, {32}),
+    "grouped queries": ({"model_type": "llama", **SIZES}, {32}),
     "encoder and decoder": (
         {"model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
         | {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 128}
@@ -93,7 +85,7 @@ KINDS = {
     "sound": (
         {"model_type": "wav2vec2", "conv_dim": [8, 8], "conv_kernel": [10, 3]}
         | {"conv_stride": [5, 2], "num_feat_extract_layers": 2, "vocab_size": 40}
-        | {name: TEXT[name] for name in TEXT if name.startswith(("hidden", "inter", "num_a"))}
+        | {name: SIZES[name] for name in SIZES if name.startswith(("hidden", "inter", "num_a"))}
         | {"num_hidden_layers": 1},
         {30},  # two convolutions without padding leave 15 of 16 frames
     ),
@@ -127,7 +119,7 @@ KINDS = {
         {32, 8},
     ),
     "one layer shared by all": (
-        {"model_type": "albert", "embedding_size": 16, **TEXT, "num_hidden_layers": 3},
+        {"model_type": "albert", "embedding_size": 16, **SIZES, "num_hidden_layers": 3},
         {32},
     ),
     "mixtral": ({"model_type": "mixtral", **EXPERTS}, {32}),

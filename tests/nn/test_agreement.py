@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork, run_source
 from made_up_ranks import free_port
 from one_layer import TALL, record_of
 from records import H100, REFERENCE
@@ -299,15 +298,8 @@ def run_ranks(code, tmp_path, threads, caches):
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "OMP_NUM_THREADS": str(threads[rank]), "AUTOLORA_CACHE": str(path),
         }  # fmt: skip
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-c", START + code],
-                env={**os.environ, **variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        environment = {**os.environ, **variables}
+        ranks.append(Fork(run_source, START + code, environment=environment))
     try:
         said = [rank.communicate(timeout=240) for rank in ranks]
     finally:

@@ -131,7 +131,7 @@ def test_any_graph_gives_the_gradients_of_peft(kind):
     gradients(fast)
     problem = max((c.problem for c in choices_of(fast)), key=lambda p: len(p.gradients))
     names = [name for name in valid_graphs(problem) if "V=saved" not in name]  # of any size
-    for name in names[1::60]:
+    for name in names[1::97]:  # a sample: tests/graphs runs them one by one
 
         def choose(problem, name=name):  # the first block's q, k and v need no dX
             without = "/".join(part for part in name.split("/") if not part.startswith("dX="))

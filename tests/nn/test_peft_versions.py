@@ -1,20 +1,20 @@
 """Other versions of PEFT: layers with unknown internals stay PEFT's, and training goes on."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import peft
 import pytest
+from forks import Fork
 from peft.tuners.lora import dora
 from peft_models import llama
+from renamed_peft import train_renamed
 
 import autolora
 from autolora.nn import peft_internals
 from autolora.nn.peft import why_left
 
-SCRIPT = Path(__file__).parents[1] / "support" / "renamed_peft.py"
 VERSION = f"PEFT {peft.__version__}"
 NO_DORA = f"{VERSION} has no DoraLinearVariant or DoraLinearLayer"
 RENAMED = {  # name → why layers with LoRA and with DoRA are left; "" if they are accelerated
@@ -28,12 +28,13 @@ RENAMED = {  # name → why layers with LoRA and with DoRA are left; "" if they 
 
 
 def test_a_peft_with_renamed_internals_trains_as_ever():
-    run = subprocess.run(
-        [sys.executable, SCRIPT, *RENAMED], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    seen = {name: found for name, *found in map(json.loads, run.stdout.splitlines())}
-    assert list(seen) == list(RENAMED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    forks = {name: Fork(train_renamed, name, environment=environment) for name in RENAMED}
+    seen = {}
+    for name, fork in forks.items():
+        out, err = fork.communicate(timeout=240)
+        assert fork.returncode == 0, err
+        seen[name] = json.loads(out)
     for name, found in seen.items():
         for each, reason in zip(found, RENAMED[name], strict=True):
             assert each["notes"] == []

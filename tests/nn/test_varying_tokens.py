@@ -235,7 +235,7 @@ def test_a_new_count_generates_no_graphs(monkeypatch):
     for tokens in (16, 8192):  # where KEPT is valid, and where it is not
         valid_graphs(problem.at(tokens))
         unmeasured.analytic_graph(problem.at(tokens))
-    monkeypatch.setattr(space, "_compositions", refuse)
+    monkeypatch.setattr(space, "_structures", refuse)
     lookup = Lookup.of(TimingCache(map(record_at, LADDER)))
     for tokens in (17, 600, 5000):
         assert ask(lookup, problem.at(tokens), CPU, Objective())[0] is not None

@@ -7,7 +7,6 @@ all have, where it is that their process group is up before the command begins.
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -76,14 +75,15 @@ def free_port():
 
 def start(words, fates=("", -1), size=2, threads="11"):
     """Starts the ranks of one run in the working folder."""
+    from forks import Fork  # not for the ranks themselves
+
     port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, __file__, fates[0], str(fates[1]), *words],
-            env=environ(rank, size, port, OMP_NUM_THREADS=threads[rank]),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        Fork(
+            run_rank,
+            *fates,
+            words,
+            environment=environ(rank, size, port, OMP_NUM_THREADS=threads[rank]),
         )
         for rank in range(size)
     ]
@@ -150,8 +150,12 @@ def play(fate, fated):
     tuner.measure_problem, tuner.turn_on = measured, turn
 
 
-if __name__ == "__main__":
+def run_rank(fate, fated, words):
     from autolora.cli import main
 
-    play(sys.argv[1], int(sys.argv[2]))
-    sys.exit(main(sys.argv[3:]))
+    play(fate, int(fated))
+    return main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(run_rank(*sys.argv[1:3], sys.argv[3:]))

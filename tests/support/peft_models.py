@@ -5,6 +5,7 @@ import contextlib
 import peft
 import torch
 import transformers
+from small_llama import SIZES
 from torch import nn
 
 from autolora.nn.peft import Accelerated
@@ -23,15 +24,7 @@ TOLERANCE = {torch.float32: 1e-4, BF16: 5e-2}
 
 def llama(dtype=torch.float32, **lora):
     """A small real Llama with trained-looking adapters, by PEFT."""
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-    )
+    config = transformers.LlamaConfig(**SIZES, attention_bias=True)
     torch.default_generator.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).to(dtype)
     return adapt(model, **lora)

@@ -1,21 +1,13 @@
-"""Trains an accelerated model and a plain one on a PEFT in which one name is renamed.
-
-    python renamed_peft.py NAME...
-
-Each name gets a fork, which imports PEFT with the name replaced in its source, and prints a line of
-JSON: the name, and what happened to a model with LoRA and to one with DoRA.
-"""
+"""Trains an accelerated model and a plain one on a PEFT in which one name is renamed."""
 
 import copy
 import json
-import os
 import re
 import sys
 from importlib import machinery
 from pathlib import Path
 
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401  # once for all forks
 
 
 class Loader(machinery.SourceFileLoader):
@@ -85,18 +77,9 @@ def accelerated_beside_peft(**lora):
     }
 
 
-def main(names):
-    torch.set_num_threads(1)
-    for name in names:
-        if os.fork() == 0:
-            Loader.old, Loader.new = name, f"{name}_renamed"
-            sys.meta_path.insert(0, Finder)
-            found = [accelerated_beside_peft(use_dora=dora) for dora in (False, True)]
-            print(json.dumps([name, *found]), flush=True)
-            os._exit(0)
-        if os.wait()[1]:
-            raise SystemExit(f"{name}: the process failed")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def train_renamed(name):
+    """Prints what happened to a model with LoRA and to one with DoRA, as JSON."""
+    assert "peft" not in sys.modules
+    Loader.old, Loader.new = name, f"{name}_renamed"
+    sys.meta_path.insert(0, Finder)
+    print(json.dumps([accelerated_beside_peft(use_dora=dora) for dora in (False, True)]))
