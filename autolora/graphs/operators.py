@@ -14,6 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Whether this torch traces graphs rightly, as the tests say that run on it; an older one compiles
+# PEFT's path.
+LEAST_TORCH = (2, 13)
+TRACEABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= LEAST_TORCH
+
 
 def onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``left · rightᵀ [+ bias]`` by oneDNN, or by torch's default where that is not available.

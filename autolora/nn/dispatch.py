@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from autolora.graphs.function import LayerTensors, run
+from autolora.graphs.operators import TRACEABLE
 from autolora.nn.choosing import decide_and_report, without_graph
 from autolora.nn.layer_state import Choice, LayerState
 from autolora.nn.layer_tensors import PLAIN
@@ -31,6 +32,8 @@ def run_layer(
         p: dropout probability; 0 if dropout is not active.
     """
     if torch.compiler.is_compiling():
+        if not TRACEABLE:
+            return None
         from autolora.nn.tracing import run_layer_traced
 
         return run_layer_traced(state, x, tensors, s, p)

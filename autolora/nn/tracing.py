@@ -41,6 +41,8 @@ def run_layer_traced(
     """As :func:`~autolora.nn.dispatch.run_layer`, in code that is being compiled."""
     if x.device.type not in DEVICES or (p and not x.is_contiguous()):
         return None
+    if torch.compiler.is_exporting():  # what is exported runs where autolora is not
+        return None
     given = x.dtype
     W, b, A, B, c, M = tensors
     quantised = not isinstance(W, Tensor)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from autolora.errors import AutoloraError
+from autolora.graphs.operators import LEAST_TORCH, TRACEABLE
 
 _DEFAULT = "default"
 _LONGEST = 200  # characters of a cause
@@ -89,6 +90,11 @@ def require_compiler(device: torch.device) -> None:
     """
     import torch._dynamo
 
+    if not TRACEABLE:
+        raise AutoloraError(
+            f"compiled layers run PEFT's graph with torch {torch.__version__}; measuring them "
+            f"needs torch {'.'.join(map(str, LEAST_TORCH))} or newer"
+        )
     if torch._dynamo.config.disable:
         raise AutoloraError(
             "torch.compile is turned off (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable)"
