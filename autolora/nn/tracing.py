@@ -89,7 +89,9 @@ def _chosen(key: str, layer: Layer, call: Call, device: torch.device, piece: int
     Raises:
         MissError: in strict mode, if there are no timings and gradients are needed.
     """
-    policy, tokens, where = policy_named(key), _tokens, ""
+    global _state, _tokens
+    policy, tokens, state, where = policy_named(key), _tokens, _state, ""
+    _state = _tokens = None  # other ways of tracing than Dynamo's note nothing
     if tokens is None:
         last = _pieces(policy, layer, call, device)
         tokens = last[piece - 1] + 1 if piece else 1
@@ -101,8 +103,8 @@ def _chosen(key: str, layer: Layer, call: Call, device: torch.device, piece: int
         choice = decide_and_report(problem, device, policy)
         choice.detail = "; ".join(filter(None, (where, choice.detail)))
     policy.traced[layer, call, tokens] = choice
-    if _state is not None:
-        _state.remember(("traced", layer, call, tokens), choice)
+    if state is not None:
+        state.remember(("traced", layer, call, tokens), choice)
     if choice.executable is None:
         return ""
     made = choice.executable
@@ -115,7 +117,7 @@ def _problem(policy: Policy, layer: Layer, call: Call, tokens: int) -> Problem |
     return problem_of(layer, call, tokens, policy.compute_dtype, COMPILED)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _pieces(policy: Policy, layer: Layer, call: Call, device: torch.device) -> tuple[int, ...]:
     """The last token count of each range with one graph but the last, ascending."""
     if isinstance(_problem(policy, layer, call, 1), str):

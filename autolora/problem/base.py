@@ -52,6 +52,11 @@ class BaseProblem(ABC):
         """The same problem at another token count."""
         return replace(self, tokens=tokens)  # type: ignore[type-var]  # every kind is a dataclass
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that problems of its kind can have."""
+        return MODES if "mode" in field_names(type(self)) else (EAGER,)
+
     def in_mode(self, mode: str) -> Self:
         """The same problem in another mode."""
         return self if mode == self.mode else replace(self, mode=mode)  # type: ignore[type-var]
