@@ -18,7 +18,7 @@ from autolora.graphs.graph import Graph
 from autolora.graphs.reference import reference
 from autolora.graphs.source import executable
 from autolora.problem import COMPILED, QUANTISED, Problem
-from autolora.timing.compiling import compiled
+from autolora.timing.compiling import compiled, require_compiler
 from autolora.timing.quantise import quantised
 
 _DRAWN = 1 << 20  # numbers, repeated in larger tensors: drawing takes as long as a product
@@ -60,8 +60,11 @@ class Data:
         """Draws the tensors of a problem on a device.
 
         Raises:
-            AutoloraError: W is quantised and bitsandbytes is not installed.
+            AutoloraError: W is quantised and bitsandbytes is not installed, or the problem is
+                compiled and torch.compile does not work.
         """
+        if problem.mode == COMPILED:
+            require_compiler(device)
         generator = torch.Generator(device).manual_seed(seed)
         dtype, adapter = getattr(torch, problem.dtype), getattr(torch, problem.adapter_dtype)
         m, i, o, r = problem.tokens, problem.in_features, problem.out_features, problem.rank

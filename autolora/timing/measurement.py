@@ -29,7 +29,7 @@ from autolora.timing.clock import (
     released,
     warm_up,
 )
-from autolora.timing.compiling import require_compiler, why_not_compiled
+from autolora.timing.compiling import why_not_compiled
 from autolora.timing.device import plain_torch, settle_allocator, turn_on
 from autolora.timing.effort import effort_of
 from autolora.timing.kinds import Trial, workbench_of
@@ -88,8 +88,6 @@ def measure_problem(
     start = time.monotonic()
     objectives = (objective,) if isinstance(objective, Objective) else tuple(objective)
     plan = effort_of(effort, problem.mode)
-    if problem.mode == COMPILED:
-        require_compiler(device)
     rng = random.Random(seed)
     measure = measure or measure_for(device)
     with turn_on(device), plain_torch(device):

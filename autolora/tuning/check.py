@@ -25,6 +25,7 @@ from autolora.graphs.base import BaseGraph
 from autolora.graphs.kinds import find_graph, reference_graph
 from autolora.objective import Objective
 from autolora.timing.clock import Measure, is_out_of_memory, measure_for, released
+from autolora.timing.compiling import why_not_compiled
 from autolora.timing.device import plain_torch, settle_allocator, turn_on
 from autolora.timing.effort import EFFORTS
 from autolora.timing.kinds import workbench_of
@@ -262,9 +263,9 @@ def _go_through(
         except AutoloraError as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            reason = "out of memory" if is_out_of_memory(error) else why_not_compiled(error)
+            if not reason:
                 raise
-            reason = "out of memory"
         if reason is None:
             result.done.append(found)
         else:

@@ -13,6 +13,7 @@ import autolora
 from autolora.graphs.operators import TRACEABLE
 from autolora.problem import COMPILED, Problem
 from autolora.timing import compiling, data
+from autolora.tuning.check import check_records
 from autolora.tuning.tuner import tune_problems
 
 pytestmark = pytest.mark.skipif(not TRACEABLE, reason="this torch compiles PEFT's path")
@@ -50,7 +51,7 @@ def uncompiled(monkeypatch):
             return run
 
         monkeypatch.setattr(data, "compiled", compiled)
-        monkeypatch.setattr("autolora.timing.measurement.require_compiler", lambda device: None)
+        monkeypatch.setattr(data, "require_compiler", lambda device: None)
 
     return use
 
@@ -89,6 +90,15 @@ def test_where_the_layer_cannot_be_compiled_the_rest_goes_on(uncompiled):
     ((problem, reason),) = result.failed
     assert problem == LAYER
     assert reason == "the layer without its adapter is not compiled: no kernel for this"
+
+
+def test_a_check_that_cannot_compile_says_so_and_goes_on(uncompiled):
+    uncompiled()
+    (record,) = tune_problems([LAYER], effort="quick").records
+    data._layer.cache_clear()
+    uncompiled(lambda graph: True)
+    found = check_records([record], device=torch.device("cpu"), most=1)
+    assert [reason for _, reason in found.failed] == ["not compiled: no kernel for this"]
 
 
 def test_an_unknown_mode_is_told():
