@@ -19,27 +19,14 @@ from statistics import median
 
 import torch
 from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
-from common.models import adapted, llama, minilm, smollm2
-from common.regimes import Regime
+from common.models import adapted, bare, llama, minilm, smollm2
+from common.regimes import OF_MODELS, Regime
 from common.timing import interleaved
 
 import autolora
 from autolora.timing.statistics import paired
 
-REGIMES = (
-    "float32",
-    "bfloat16",
-    "bfloat16, float32 adapters, autocast",
-    "bfloat16, float32 adapters, compute_dtype",
-)
 MODELS = {"llama": (llama, 4, 512), "smollm2": (smollm2, 2, 256), "minilm": (minilm, 16, 64)}
-
-
-def bare(model):
-    """The frozen model alone; the gradient reaches its embeddings, as with adapters."""
-    model.requires_grad_(False)
-    model.enable_input_require_grads()
-    return model.train()
 
 
 def step(model, batch, context):
@@ -125,7 +112,7 @@ def main() -> None:
     """Runs the models and regimes and prints a table for each."""
     parser = parser_for(__doc__)
     choice_of(parser, "--model", MODELS)
-    choice_of(parser, "--regime", REGIMES)
+    choice_of(parser, "--regime", OF_MODELS)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--effort", default="normal", help="of autolora.tune")

@@ -19,7 +19,7 @@ from autolora.nn.adapted import adapted_layers
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
-from autolora.nn.statement import call_facts, layer_facts, problem_of
+from autolora.nn.statement import problem_of_call
 from autolora.objective import Objective
 from autolora.problem import BaseProblem
 
@@ -196,6 +196,4 @@ def _problem_of(x: Tensor, module: nn.Module) -> BaseProblem | str:
     if own is not None and x.dtype != own:  # a quantised layer casts it first
         x = x.new_empty((), dtype=own).expand(x.shape).requires_grad_(x.requires_grad)
     state = getattr(module, "_autolora", None) or LayerState()
-    tokens = x.numel() // (x.shape[-1] or 1) if x.dim() else 1
-    layer, call = layer_facts(tensors), call_facts(x, tensors, p)
-    return problem_of(layer, call, tokens, state.policy.compute_dtype)
+    return problem_of_call(x, tensors, p, state.policy.compute_dtype)

@@ -103,38 +103,18 @@ class _LoRA(torch.autograd.Function):
         return dX, None, None, dA, dB, dc, dM, None, None, None
 
 
-class _TracedLoRA(torch.autograd.Function):
-    """Binds the forward and backward of an executable to autograd, for a trace."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        X: Tensor,
-        W: Any,
-        b: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        c: Tensor | None,
-        M: Tensor | None,
-        s: float,
-        p: float,
-        executable: Executable,
-    ) -> Tensor:
-        Y, saved = executable.forward(X, W, b, A, B, c, M, s, p)
-        ctx.save_for_backward(*saved)
-        ctx.executable, ctx.numbers, ctx.shape = executable, (s, p), X.shape
-        ctx.quantised = None if isinstance(W, Tensor) else W
-        return Y
+class _TracedLoRA(_LoRA):
+    """The same for a trace, in which autocast is switched by contexts alone."""
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        executable, s, p, shape, Q = ctx.call
         rows = G if G.dim() == 2 else G.reshape(-1, G.shape[-1])
-        with torch.autocast(ctx.executable.problem.device, enabled=False):
-            dX, dA, dB, dc, dM = ctx.executable.backward(
-                rows.contiguous(), ctx.saved_tensors, ctx.quantised, *ctx.numbers
-            )
+        with torch.autocast(executable.problem.device, enabled=False):
+            gradients = executable.backward(rows.contiguous(), ctx.saved_tensors, Q, s, p)
+        dX, dA, dB, dc, dM = gradients
         if dX is not None and G.dim() != 2:
-            dX = dX.reshape(ctx.shape)
+            dX = dX.reshape(shape)
         return dX, None, None, dA, dB, dc, dM, None, None, None
 
 

@@ -16,7 +16,7 @@ from autolora.graphs.operators import TRACEABLE
 from autolora.nn.choosing import decide_and_report, without_graph
 from autolora.nn.layer_state import Choice, LayerState
 from autolora.nn.layer_tensors import PLAIN
-from autolora.nn.statement import call_facts, layer_facts, problem_of
+from autolora.nn.statement import problem_of_call
 
 
 def run_layer(
@@ -103,9 +103,7 @@ def left(state: LayerState, reason: str) -> None:
 
 
 def _choose(state: LayerState, x: Tensor, tensors: LayerTensors, p: float) -> Choice:
-    tokens = x.numel() // (x.shape[-1] or 1) if x.dim() else 1
-    layer, call = layer_facts(tensors), call_facts(x, tensors, p)
-    problem = problem_of(layer, call, tokens, state.policy.compute_dtype)
+    problem = problem_of_call(x, tensors, p, state.policy.compute_dtype)
     if isinstance(problem, str):
         return without_graph(problem)
     return decide_and_report(problem, x.device, state.policy)

@@ -106,10 +106,7 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
     layers: list[LayerExplanation] = []
     left = left_layers(model)
     for layer in adapted_layers(model):
-        seen = list(layer.state.choices.values())
-        if not any(choice.is_compiled for choice in seen):  # it may share others' compiled code
-            seen += layer.state.policy.traced_for(layer_facts(layer.tensors))
-        for choice in seen if tokens is None else [_ahead(layer, tokens)]:
+        for choice in _seen(layer) if tokens is None else [_ahead(layer, tokens)]:
             if choice.problem is None:
                 left.append((layer.name, choice.detail))
             else:
@@ -125,6 +122,13 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
                     )
                 )
     return Explanation(layers, left)
+
+
+def _seen(layer: AdaptedLayer) -> list[Choice]:
+    seen = list(layer.state.choices.values())
+    if not any(choice.is_compiled for choice in seen):  # it may share others' compiled code
+        seen += layer.state.policy.traced_for(layer_facts(layer.tensors))
+    return seen
 
 
 def _ahead(layer: AdaptedLayer, tokens: int) -> Choice:

@@ -172,5 +172,13 @@ def problem_of(
     )
 
 
+def problem_of_call(
+    x: Tensor, tensors: LayerTensors, p: float, compute_dtype: torch.dtype | None
+) -> Problem | str:
+    """The problem that an eager call poses, or the reason why there are no graphs for it."""
+    tokens = x.numel() // (x.shape[-1] or 1) if x.dim() else 1
+    return problem_of(layer_facts(tensors), call_facts(x, tensors, p), tokens, compute_dtype)
+
+
 def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")

@@ -109,7 +109,7 @@ def test_a_repeated_count_is_one_look_up(monkeypatch, autocast):
             net(x).sum().backward()
         memory.used.clear()
         with monkeypatch.context() as patched:
-            for name in ("_choose", "decide_and_report", "problem_of"):
+            for name in ("_choose", "decide_and_report", "problem_of_call"):
                 patched.setattr(dispatch, name, refuse)
             for x in inputs[2:]:
                 net(x).sum().backward()

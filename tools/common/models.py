@@ -61,6 +61,13 @@ def adapted(model, rank, adapter, targets="all-linear", **lora):
     return model.train()
 
 
+def bare(model):
+    """The frozen model alone; the gradient reaches its embeddings, as with adapters."""
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    return model.train()
+
+
 def llama(batch, length):
     """A 4-layer Llama of hidden size 512, and ten batches of random tokens."""
     sizes = {"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1376}

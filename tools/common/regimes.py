@@ -13,6 +13,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": BF16}
 _LORA = {"dropout": {"lora_dropout": 0.1}, "DoRA": {"use_dora": True}}
 _LAYOUTS = ("nf4", "conv1d")
 
+# How whole models are timed.
+OF_MODELS = (
+    "float32",
+    "bfloat16",
+    "bfloat16, float32 adapters, autocast",
+    "bfloat16, float32 adapters, compute_dtype",
+)
+
 
 @dataclass(frozen=True)
 class Regime:
