@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,18 @@ class ConfigModel:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.model.dtype, device="meta")
+
+
+def inputs_of(model: Any, batch_size: int, seq_len: int) -> dict[str, Tensor] | None:
+    """Example arguments for a model of transformers, PEFT's around it or not, else None."""
+    if "transformers" not in sys.modules:
+        return None
+    from transformers import PreTrainedModel
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(base, PreTrainedModel):
+        return None
+    return ConfigModel(base, None, []).inputs(batch_size, seq_len)
 
 
 def load_config(path: Path, dtype: torch.dtype | None) -> ConfigModel:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
@@ -19,6 +20,7 @@ from autolora.nn.adapted import adapted_layers
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
+from autolora.nn.siblings.inputs import SharedInputs
 from autolora.nn.statement import problem_of_call
 from autolora.objective import Objective
 from autolora.problem import BaseProblem
@@ -34,6 +36,7 @@ class Recording:
     Args:
         model: that was recorded.
         calls: number of calls with each problem.
+        families: number of times that layers got the very same tensor, by their problems.
         left: paths of LoRA layers with the reasons why some of their calls had no problem.
         untrained: number of calls without gradients, as in evaluation; these are not tuned.
         devices: that the calls ran on.
@@ -41,6 +44,7 @@ class Recording:
 
     model: nn.Module
     calls: Counter[BaseProblem] = field(default_factory=Counter)
+    families: Counter[tuple[BaseProblem, ...]] = field(default_factory=Counter)
     left: list[tuple[str, str]] = field(default_factory=list)
     untrained: int = 0
     devices: list[torch.device] = field(default_factory=list)
@@ -48,7 +52,12 @@ class Recording:
     @property
     def uses(self) -> Mapping[BaseProblem, int]:
         """The problems to tune, and the number of calls with each or with token counts near it."""
-        return thinned(self.calls)
+        siblings: dict[BaseProblem, int] = {
+            problem: number
+            for layers, number in self.families.items()
+            if number and (problem := problem_of_siblings(layers)) is not None
+        }
+        return thinned({**self.calls, **siblings})
 
     @property
     def objective(self) -> list[Objective]:
@@ -69,7 +78,7 @@ class Recording:
 
     def __str__(self) -> str:
         uses = self.uses
-        lines = [f"autolora: {len(uses)} problems in {sum(uses.values())} calls of LoRA layers"]
+        lines = [f"autolora: {len(uses)} problems in {self.calls.total()} calls of LoRA layers"]
         shapes: dict[str, dict[int, int]] = {}
         for problem, number in uses.items():
             counts = shapes.setdefault(problem.family_text, {})
@@ -95,7 +104,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
     For models whose input cannot be described ahead: run a few real training steps inside, then
     ``autolora.tune`` the recording. Nothing that the model computes changes. Calls without
-    gradients, as in evaluation, are counted and left out::
+    gradients, as in evaluation, are counted and left out. What torch.compile compiled before runs
+    eagerly meanwhile; tune such a recording with ``compiled=True``::
 
         with autolora.record(model) as problems:
             train(model, steps=3)
@@ -112,12 +122,16 @@ def record(model: nn.Module) -> Iterator[Recording]:
         AutoloraError: the model has no LoRA layers.
     """
     recording = Recording(model)
+    shared: SharedInputs[tuple[str, BaseProblem]] = SharedInputs()
     hooks = []
+    eagerly = ExitStack()
     try:
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         for name, module in _layers(model, recording):
             # after the call, when other hooks have changed its arguments; and also if it raises,
             # since checkpointing ends its last call by an exception
-            hook = _hook(recording, name)
+            hook = _hook(recording, shared, name)
             hooks.append(module.register_forward_hook(hook, with_kwargs=True, always_call=True))
         if not hooks and not recording.left:
             raise AutoloraError(
@@ -126,6 +140,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
             )
         yield recording
     finally:
+        eagerly.close()
         for handle in hooks:
             handle.remove()
 
@@ -156,7 +171,7 @@ def _current_tensors(module: Any) -> tuple[LayerTensors, float] | str:
     return found if isinstance(found, str) else (found[0], found[2])
 
 
-def _hook(recording: Recording, name: str) -> Any:
+def _hook(recording: Recording, shared: SharedInputs[tuple[str, BaseProblem]], name: str) -> Any:
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any) -> None:
         if torch.compiler.is_compiling():
             return
@@ -176,10 +191,30 @@ def _hook(recording: Recording, name: str) -> Any:
             recording.untrained += 1
         else:
             recording.calls[problem] += 1
+            _note_siblings(recording, shared, module, x, (name, problem))
             if x.device not in recording.devices:
                 recording.devices.append(x.device)
 
     return note
+
+
+def _note_siblings(
+    recording: Recording,
+    shared: SharedInputs[tuple[str, BaseProblem]],
+    module: nn.Module,
+    x: Tensor,
+    layer: tuple[str, BaseProblem],
+) -> None:
+    """Notes that a layer got the same tensor as those before it, if it did."""
+    state = getattr(module, "_autolora", None)
+    if state is not None and not state.policy.siblings:
+        return
+    together = shared.note(x, layer)
+    if len({path for path, _ in together}) == len(together) > 1:
+        problems = tuple(problem for _, problem in together)
+        recording.families[problems] += 1
+        if len(problems) > 2:
+            recording.families[problems[:-1]] -= 1
 
 
 def _problem_of(x: Tensor, module: nn.Module) -> BaseProblem | str:

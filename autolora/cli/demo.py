@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.cache.lookup.lookup import Lookup
-from autolora.capture.capture import run_problems
+from autolora.capture.run import run_problems
 from autolora.cli.demo_model import TARGETS, Llama, Shape, next_token_loss, sequences
 from autolora.cli.output.console import print_json, print_line, print_paragraph
 from autolora.cli.output.figures import bar, duration, percent, ratio

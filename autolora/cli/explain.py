@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from autolora.cache.lookup.lookup import Lookup
-from autolora.capture.capture import Capture
+from autolora.capture.found import Capture
 from autolora.cli.cache.files import open_cache
 from autolora.cli.output.console import print_json, print_line, print_paragraph
 from autolora.cli.output.figures import count
@@ -92,6 +92,10 @@ def _json(
             {"name": name, "problem": problem.to_json(), **asdict(decisions[problem])}
             for name, problem in found.layers
         ],
+        "siblings": [
+            {"names": list(names), "problem": problem.to_json(), **asdict(decisions[problem])}
+            for names, problem in found.families
+        ],
         "left": [{"name": name, "reason": reason} for name, reason in found.left],
         "counts": _counts(found, decisions),
         "notes": found.notes,
@@ -111,6 +115,15 @@ def _print(
         print_line(title)
         print_line(f"  {problem.call_text}: {why}", "yellow" if missed else "green")
         print_line(f"    {decision.graph}", "dim")
+    together = [(", ".join(names), problem) for names, problem in found.families]
+    for title, family in _groups(together):
+        decision = decisions[family]
+        missed = decision.reason == "miss"
+        why = "one by one, not tuned together" if missed else decision.reason
+        print_line(title)
+        print_line(f"  {family.call_text}: {why}", "" if missed else "green")
+        if not missed:
+            print_line(f"    {decision.graph}", "dim")
     for title, left_reason in _groups(found.left):
         print_line(title)
         print_line(f"  its own path: {left_reason}", "yellow")

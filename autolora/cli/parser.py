@@ -104,7 +104,9 @@ def _add_tune(commands: Any) -> None:
     )
     arguments.add_objective(measuring, "what to find graphs for")
     measuring.add_argument(
-        "--compile-mode", metavar="MODE", help="of torch.compile, with --compiled (default)"
+        "--compile-mode",
+        metavar="MODE",
+        help="measure the layers --compiled in this mode of torch.compile (default)",
     )
     arguments.add_cache(measuring, "file to write (default: 'autolora cache path')")
     measuring.add_argument(

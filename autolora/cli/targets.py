@@ -8,7 +8,8 @@ from contextlib import redirect_stdout
 
 import torch
 
-from autolora.capture.capture import Capture, capture
+from autolora.capture.capture import capture
+from autolora.capture.found import Capture
 from autolora.capture.target import Adapters, load_target
 from autolora.errors import AutoloraError
 from autolora.problem import COMPILED, DEVICES

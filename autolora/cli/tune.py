@@ -11,7 +11,7 @@ from typing import Any
 
 from autolora.cache.files.paths import VARIABLE, search_path
 from autolora.cache.records.record import Record
-from autolora.capture.capture import Capture
+from autolora.capture.found import Capture
 from autolora.cli import FAILED, INTERRUPTED
 from autolora.cli.output import objectives, ranks, tables
 from autolora.cli.output.console import (
@@ -66,6 +66,7 @@ def run(options: Namespace) -> int:
 def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
     device = device_of(options.device, 0 if cluster is None else cluster.local)
     asked = objectives.objective_from(options)
+    options.compiled = options.compiled or options.compile_mode is not None
     found = read_target(options, device, None if options.yes else MANY)
     first_rank = cluster is None or cluster.rank == 0
     if cluster is not None and first_rank and options.effort != ESTIMATE:

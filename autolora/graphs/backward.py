@@ -94,8 +94,8 @@ _DM: Routes = {
 _INTERMEDIATES: tuple[Step, ...] = (
     Contraction("Z", "G", "B", scaled=True),
     Contraction("P", "G", "X"),
-    Concat("GZ", "G", "Z"),
-    Concat("WA", "W", "A"),
+    Concat("GZ", ("G", "Z")),
+    Concat("WA", ("W", "A")),
     Contraction("T", "Z", "A"),
     Elementwise("Gg", ("G", "g"), "Gg = g·G", "{G} * {g}"),
     Elementwise("Gm", ("G", "g"), "Gm = (g − 1)·G", "{G} * ({g} - 1)"),

@@ -40,6 +40,11 @@ class BaseGraph(ABC):
         return self.name == REFERENCE
 
     @property
+    def is_apart(self) -> bool:
+        """Whether the problems that a problem consists of run one by one, by their own records."""
+        return False
+
+    @property
     def routes(self) -> Hashable:
         """What decides how accurate Y and dX are, libraries apart; equal for graphs alike in it."""
         return self.name

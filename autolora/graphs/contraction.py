@@ -2,6 +2,9 @@
 
 FLOPs and bytes are derived from the axes of the tensors that a step names;
 :mod:`autolora.graphs.source` generates the code that runs it.
+
+Where several layers have one X, the tensors of each are numbered, ``W1`` and ``h2``, and so are
+their axes; ``A``, ``h``, ``Z`` and ``dA`` are then those of all layers together.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 # Axes: m tokens, i in_features, o out_features, r rank; k = i + r and n = o + r are concatenations.
@@ -51,6 +55,27 @@ AXES = {
     "dM": "o",
 }
 
+_OWN_AXES = frozenset("orkn")  # of each of several layers
+
+
+@cache
+def stem(tensor: str) -> str:
+    """The name of a tensor without the number of its layer."""
+    return tensor.rstrip("0123456789")
+
+
+def number_of(tensor: str) -> str:
+    """The number of the layer that a tensor belongs to, ``""`` if there is only one."""
+    return tensor[len(stem(tensor)) :]
+
+
+@cache
+def axes_of(tensor: str) -> tuple[str, ...]:
+    """The axes of a tensor."""
+    number = number_of(tensor)
+    return tuple(axis + number if axis in _OWN_AXES else axis for axis in AXES[stem(tensor)])
+
+
 # The adapter's matrices are in compute_dtype, its vectors in adapter_dtype, all others in dtype.
 ADAPTER_TENSORS = frozenset({"A", "B", "D", "h", "Bg", "Z", "T", "P", "dA", "dB"})
 ADAPTER_VECTORS = frozenset({"c", "M", "N", "g", "dc", "dM"})
@@ -85,18 +110,18 @@ class Contraction:
         return (self.left, self.right, *([self.onto] if self.onto else []))
 
     @property
-    def axes(self) -> str:
+    def axes(self) -> tuple[str, ...]:
         """The distinct axes, those of the result first."""
-        return "".join(dict.fromkeys(AXES[self.out] + AXES[self.left] + AXES[self.right]))
+        return tuple(dict.fromkeys(axes_of(self.out) + axes_of(self.left) + axes_of(self.right)))
 
     @property
     def operands(self) -> tuple[tuple[str, bool], tuple[str, bool]]:
         """The two factors in the order of the result's axes, each with whether it is transposed."""
-        row, column = tuple(AXES[self.out])
+        row, column = axes_of(self.out)
         first, second = (
-            (self.left, self.right) if row in AXES[self.left] else (self.right, self.left)
+            (self.left, self.right) if row in axes_of(self.left) else (self.right, self.left)
         )
-        return (first, AXES[first][0] != row), (second, AXES[second][1] != column)
+        return (first, axes_of(first)[0] != row), (second, axes_of(second)[1] != column)
 
     @property
     def formula(self) -> str:
@@ -111,32 +136,33 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """``out = [s·]`` ``first`` and ``second`` concatenated along the axis that they do not share.
+    """``out`` is ``reads`` concatenated along the axis that they do not share.
 
-    >>> Concat("WB", "W", "B", scaled=True).formula
+    >>> Concat("WB", ("W", "B"), scaled=True).formula
     'WB = [W | s·B]'
+
+    Args:
+        out: the tensor written.
+        reads: names of the tensors read.
+        scaled: whether the last of them is times s.
     """
 
     out: str
-    first: str
-    second: str
+    reads: tuple[str, ...]
     scaled: bool = False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Names of the tensors read."""
-        return (self.first, self.second)
 
     @property
     def axis(self) -> int:
         """The axis of concatenation."""
-        return 1 if AXES[self.first][0] == AXES[self.second][0] else 0
+        first, second, *_ = map(axes_of, self.reads)
+        return 1 if first[0] == second[0] else 0
 
     @property
     def formula(self) -> str:
         """The step in mathematical notation."""
-        mark = "|" if self.axis else ";"
-        return f"{self.out} = [{self.first} {mark} {'s·' * self.scaled}{self.second}]"
+        *others, last = self.reads
+        mark = " | " if self.axis else "; "
+        return f"{self.out} = [{mark.join((*others, 's·' * self.scaled + last))}]"
 
     def flops(self, sizes: Mapping[str, int]) -> int:
         """0: a copy."""
@@ -179,4 +205,4 @@ def elements_moved(step: Step, sizes: Mapping[str, int]) -> Counter[str]:
 
 def size_of(tensor: str, sizes: Mapping[str, int]) -> int:
     """Number of elements of a tensor, given the length of each axis."""
-    return prod(sizes[axis] for axis in AXES[tensor])
+    return prod(sizes[axis] for axis in axes_of(tensor))

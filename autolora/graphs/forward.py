@@ -59,8 +59,8 @@ _DORA_DROPOUT: dict[str, tuple[Step, ...]] = {
 _INTERMEDIATES: tuple[Step, ...] = (
     Contraction("h", "X", "A"),
     Contraction("V", "B", "A", onto="W", scaled=True),
-    Concat("Xh", "X", "h"),
-    Concat("WB", "W", "B", scaled=True),
+    Concat("Xh", ("X", "h")),
+    Concat("WB", ("W", "B"), scaled=True),
     Elementwise("bc", ("b", "c"), "bc = b + s·c", "{b}.add({c}, alpha=s)"),
     Elementwise(
         "N",
@@ -101,7 +101,7 @@ def intermediates(problem: Problem) -> Mapping[str, Step]:
     """The step that makes each intermediate tensor, by its name."""
     table = {step.out: _adjusted(step, problem) for step in _INTERMEDIATES}
     if problem.dropout and problem.variant == "dora":
-        table |= {"D": _DORA_D, "R": _R, "Xh": Concat("Xh", "D", "h")}
+        table |= {"D": _DORA_D, "R": _R, "Xh": Concat("Xh", ("D", "h"))}
     if not problem.dropout:
         table["D"] = _COPY
     if not problem.bias:

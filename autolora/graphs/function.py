@@ -127,7 +127,7 @@ def _differentiable(
     compute = getattr(torch, problem.compute_dtype)
     stored = getattr(torch, problem.adapter_dtype)
     if problem.variant == "dora" or "V" in tensors or ("D" in tensors and "X" in needs):
-        raise _not_differentiable()
+        raise not_differentiable()
     g = G.to(compute)
     A, B = (tensors[name].to(compute) if name in tensors else None for name in ("A", "B"))
     D = tensors["X"].flatten(0, -2).to(compute) if "X" in tensors else tensors.get("D")
@@ -151,13 +151,14 @@ def _differentiable(
         elif "X" not in needs:
             h = tensors["h"]  # a function of constants
         else:
-            raise _not_differentiable()
+            raise not_differentiable()
         dB = (scale * g.t() @ h).to(stored)
     dc = (s * g.sum(0)).to(stored) if "c" in needs else None
     return dX, dA, dB, dc, None
 
 
-def _not_differentiable() -> RuntimeError:
+def not_differentiable() -> RuntimeError:
+    """The error of a backward pass that cannot be differentiated again."""
     return RuntimeError(
         "the gradient of this LoRA layer cannot be differentiated again along its graph, which "
         "keeps too little for that (lora_A is frozen, there is dropout or DoRA, or the merged "

@@ -21,7 +21,7 @@ from autolora.problem import QUANTISED, Problem
 # Tensors that both passes need; each graph saves or recomputes them.
 SAVEABLE = ("h", "D", "U", "V")
 _ALWAYS_SAVED = frozenset({"K", "N", "g"})  # a mask cannot be drawn twice; the rest is tiny
-_PARAMETERS = frozenset({"W", "Q", "b", "A", "B", "c", "M"})
+PARAMETERS = frozenset({"W", "Q", "b", "A", "B", "c", "M"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Graph(BaseGraph):
         if self.forward == REFERENCE:
             return baseline.saved_bytes(problem)
         return sum(
-            bytes_of(tensor, problem) for tensor in self.saved(problem) if tensor not in _PARAMETERS
+            bytes_of(tensor, problem) for tensor in self.saved(problem) if tensor not in PARAMETERS
         )
 
     def saved_input_bytes(self, problem: Problem) -> int:

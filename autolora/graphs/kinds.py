@@ -11,8 +11,9 @@ from typing import Any
 
 from autolora.graphs import space, unmeasured
 from autolora.graphs.base import BaseGraph
+from autolora.graphs.siblings import space as siblings
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem
+from autolora.problem import BaseProblem, Problem, Siblings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,13 @@ SPACES: dict[str, GraphSpace] = {
         space.reference_graph,
         unmeasured.flops_graph,
         unmeasured.unmeasured_graph,
-    )
+    ),
+    Siblings.kind: GraphSpace(
+        siblings.find_graph,
+        siblings.reference_graph,
+        siblings.flops_graph,
+        siblings.unmeasured_graph,
+    ),
 }
 
 

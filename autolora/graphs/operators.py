@@ -18,6 +18,10 @@ from torch import Tensor
 # PEFT's path.
 LEAST_TORCH = (2, 13)
 TRACEABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= LEAST_TORCH
+UNTRACEABLE = (
+    f"compiled by torch {torch.__version__.partition('+')[0]}; graphs are compiled from "
+    f"{'.'.join(map(str, LEAST_TORCH))} on"
+)
 
 
 def onednn(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ whole graph. Generated code adds no dispatch to the torch calls.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from autolora.graphs.base import REFERENCE
-from autolora.graphs.contraction import Concat, Contraction, Elementwise, Step
+from autolora.graphs.contraction import (
+    Concat,
+    Contraction,
+    Elementwise,
+    Step,
+    number_of,
+    stem,
+)
 from autolora.graphs.dropout import dropout_mask, traced_dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize, onednn, traced_onednn
@@ -23,6 +30,7 @@ from autolora.graphs.tensors import BYTES, at_size_one, run_dtype, tensor_dtype
 from autolora.problem import COMPILED, DTYPES, GRADIENTS, QUANTISED, Problem
 
 PARAMETERS = ("A", "B", "c", "M")  # of the adapter, stored in adapter_dtype
+_GRADIENTS = tuple(f"d{name}" for name in PARAMETERS)
 
 # The global names of generated code, and those that differ where torch.compile traces it.
 _SCOPE: dict[str, Any] = {
@@ -82,8 +90,10 @@ def lines(graph: Graph, problem: Problem) -> tuple[tuple[Line, ...], tuple[Line,
     """The statements of the forward and of the backward pass."""
     problem = at_size_one(problem)
     return (
-        _Emitter(graph, problem).emit(graph.forward_steps(problem)),
-        _Emitter(graph, problem).emit(graph.backward_steps(problem), last=True),
+        Emitter(problem, graph.transposed, graph.onednn).emit(graph.forward_steps(problem)),
+        Emitter(problem, graph.transposed, graph.onednn).emit(
+            graph.backward_steps(problem), last=True
+        ),
     )
 
 
@@ -115,9 +125,15 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
             f"    return {results}",
         ]
     )
-    scope = dict(_TRACED_SCOPE if problem.mode == COMPILED else _SCOPE)
-    exec(compile(source, f"<autolora graph {graph.name}>", "exec"), scope)
-    return Executable(graph, problem, names, scope["forward"], scope["backward"])
+    made = run_source(source, graph.name, problem.mode)
+    return Executable(graph, problem, names, made["forward"], made["backward"])
+
+
+def run_source(source: str, name: str, mode: str) -> dict[str, Any]:
+    """The functions that the source of a graph defines, by name."""
+    scope = dict(_TRACED_SCOPE if mode == COMPILED else _SCOPE)
+    exec(compile(source, f"<autolora graph {name}>", "exec"), scope)
+    return scope
 
 
 def _scale(problem: Problem) -> str:
@@ -128,17 +144,24 @@ def _scale(problem: Problem) -> str:
     return "sk" if problem.dropout and problem.variant == "lora" else "s"
 
 
-class _Emitter:
-    """Writes the lines of one pass; tracks which variable holds a tensor in which dtype."""
+class Emitter:
+    """Writes the lines of one pass; tracks which variable holds a tensor in which dtype.
 
-    def __init__(self, graph: Graph, problem: Problem) -> None:
-        self.graph = graph
-        self.problem = problem
-        self.dtypes: dict[str, str] = dict.fromkeys(PARAMETERS, problem.adapter_dtype)
-        self.scale = _scale(problem)
+    Args:
+        problem: of the layer, or of one of several with one X: their dtypes are the same.
+        transposed: the thin products computed as the transpose of the swapped product.
+        onednn: the results of the products that oneDNN computes.
+    """
+
+    def __init__(
+        self, problem: Problem, transposed: Collection[str], onednn: Collection[str]
+    ) -> None:
+        self.problem, self.transposed, self.onednn = problem, transposed, onednn
+        self.copies: dict[str, str] = {}
         self.lines: list[Line] = []
 
     def emit(self, steps: Sequence[Step], *, last: bool = False) -> tuple[Line, ...]:
+        """The lines of some steps; ``last``: of a backward pass, whose gradients are converted."""
         for step in steps:
             if isinstance(step, Concat):
                 self._concat(step)
@@ -148,20 +171,27 @@ class _Emitter:
                 self._product(step, sum(step.onto in other.reads for other in steps) == 1)
         if last:
             dtype = self.problem.adapter_dtype
-            for gradient in (f"d{name}" for name in PARAMETERS):
-                written = any(line.writes == gradient for line in self.lines)
-                if written and tensor_dtype(gradient, self.problem) != dtype:
-                    self._line(f"{gradient} = {gradient}.to(torch.{dtype})", (gradient,), gradient)
+            for name in dict.fromkeys(line.writes for line in self.lines):
+                if stem(name) in _GRADIENTS and tensor_dtype(name, self.problem) != dtype:
+                    self._line(f"{name} = {name}.to(torch.{dtype})", (name,), name)
         return tuple(self.lines)
+
+    def _dtype_of(self, name: str) -> str:
+        """The dtype of the variable that has the name of a tensor: parameters are as stored."""
+        stored = stem(name) in PARAMETERS
+        return self.problem.adapter_dtype if stored else tensor_dtype(name, self.problem)
+
+    def _scale(self, step: Contraction | Concat) -> str:
+        return _scale(self.problem) + number_of(step.out)
 
     def _in(self, name: str, dtype: str) -> str:
         """The variable that holds a tensor in ``dtype``, after a conversion if necessary."""
-        if self.dtypes.get(name, tensor_dtype(name, self.problem)) == dtype:
+        if self._dtype_of(name) == dtype:
             return name
         copy = f"{name}_{dtype}"
-        if copy not in self.dtypes:
+        if copy not in self.copies:
             self._line(f"{copy} = {name}.to(torch.{dtype})", (name,), copy)
-            self.dtypes[copy] = dtype
+            self.copies[copy] = dtype
         return copy
 
     def _product(self, step: Contraction, only_reader: bool) -> None:
@@ -169,27 +199,28 @@ class _Emitter:
         dtype, result_dtype = run_dtype(step, self.problem), tensor_dtype(step.out, self.problem)
         (first, first_transposed), (second, second_transposed) = step.operands
         # a weight stored as (in, out) is copied fastest in that order
-        transposed = step.out in self.graph.transposed or (
-            step.out == "V" and self.problem.layout == "conv1d"
+        transposed = step.out in self.transposed or (
+            stem(step.out) == "V" and self.problem.layout == "conv1d"
         )
         if transposed:
             first, second = second, first
             first_transposed, second_transposed = not second_transposed, not first_transposed
         left, right = self._in(first, dtype), self._in(second, dtype)
         a, b = f"{left}{'.t()' * first_transposed}", f"{right}{'.t()' * second_transposed}"
+        scaling = self._scale(step)
         onto = step.onto if step.onto != "b" or self.problem.bias else ""
         if onto and tensor_dtype(onto, self.problem) != result_dtype:
             onto = self._in(onto, result_dtype)
-        scale = f", alpha={self.scale}" if step.scaled else ""
+        scale = f", alpha={scaling}" if step.scaled else ""
         # a dequantised weight is a temporary, which may become the merged weight in place
         in_place = onto == step.out or (
-            onto == "W" and only_reader and self.problem.layout in QUANTISED
+            stem(onto) == "W" and only_reader and self.problem.layout in QUANTISED
         )
         end = ".t()" * transposed + f".to(torch.{result_dtype})" * (dtype != result_dtype)
-        if step.out in self.graph.onednn and step.onto in ("", "b"):
+        if step.out in self.onednn and stem(step.onto) in ("", "b"):
             b = f"{right}{'.t()' * (not second_transposed)}"
             text = f"onednn({a}, {b}{f', {onto}' if onto and not step.scaled else ''})"
-            text += f".mul_({self.scale})" * step.scaled
+            text += f".mul_({scaling})" * step.scaled
             text += f".add_({onto})" * bool(onto and step.scaled) + end
         elif not onto and scale:
             text = f"torch.addmm({self._zero(left)}, {a}, {b}, beta=0{scale}){end}"
@@ -216,15 +247,15 @@ class _Emitter:
         return f"zero_{dtype}" if self.problem.device == "cpu" else f"{like}.new_empty(())"
 
     def _concat(self, step: Concat) -> None:
-        first = self._in(step.first, tensor_dtype(step.out, self.problem))
-        second_dtype = tensor_dtype(step.second, self.problem)
-        second = self._in(step.second, second_dtype)
-        part = f"{second}.mul({self.scale})" if step.scaled else second
-        if second_dtype != self.problem.dtype:
-            part += f".to(torch.{self.problem.dtype})"
-        self._line(
-            f"{step.out} = torch.cat(({first}, {part}), {step.axis})", (first, second), step.out
-        )
+        dtype, parts, reads = self._dtype_of(step.out), [], []
+        for name in step.reads:
+            last = name == step.reads[-1] and stem(name) != stem(step.out)
+            own = tensor_dtype(name, self.problem) if last else dtype
+            reads.append(self._in(name, own))
+            scale = f".mul({self._scale(step)})" * (last and step.scaled)
+            parts.append(reads[-1] + scale + f".to(torch.{dtype})" * (own != dtype))
+        text = f"{step.out} = torch.cat(({', '.join(parts)}), {step.axis})"
+        self._line(text, tuple(reads), step.out)
 
     def _elementwise(self, step: Elementwise) -> None:
         dtype = tensor_dtype(step.out, self.problem)
@@ -245,7 +276,7 @@ class _Emitter:
         if self.problem.mode == COMPILED:
             text = _IN_PLACE.sub(r"\1(", text)
         views = tuple(
-            name for name in dict.fromkeys(reads) if name.partition("_")[0] in self.graph.transposed
+            name for name in dict.fromkeys(reads) if name.partition("_")[0] in self.transposed
         )
         self.lines.append(Line(text, reads, writes, views))
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from autolora.graphs.contraction import ADAPTER_TENSORS, ADAPTER_VECTORS, Contraction, size_of
+from autolora.graphs.contraction import (
+    ADAPTER_TENSORS,
+    ADAPTER_VECTORS,
+    Contraction,
+    size_of,
+    stem,
+)
 from autolora.problem import Problem
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
@@ -34,6 +40,7 @@ def at_size_one(problem: Problem) -> Problem:
 
 def tensor_dtype(tensor: str, problem: Problem) -> str:
     """The dtype of a tensor in the graphs of a problem."""
+    tensor = stem(tensor)
     if tensor in ("K", "Q"):
         return "uint8"
     if tensor in ADAPTER_VECTORS:
@@ -56,5 +63,5 @@ def bytes_of(tensor: str, problem: Problem) -> int:
 
 def run_dtype(step: Contraction, problem: Problem) -> str:
     """The dtype that a product runs in."""
-    adapter = {step.left, step.right, step.out} & ADAPTER_TENSORS
+    adapter = ADAPTER_TENSORS.intersection(map(stem, (step.left, step.right, step.out)))
     return problem.compute_dtype if adapter else problem.dtype

@@ -18,6 +18,8 @@ from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.graph import Graph
 from autolora.graphs.kinds import find_graph, unmeasured_graph
+from autolora.graphs.siblings.graph import SiblingGraph
+from autolora.graphs.siblings.source import sibling_executable
 from autolora.graphs.source import executable
 from autolora.nn.layer_state import (
     MOST_SHARED,
@@ -29,7 +31,7 @@ from autolora.nn.layer_state import (
 )
 from autolora.nn.strict import is_strict, miss_detail, miss_error, notice_unmeasured
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem
+from autolora.problem import BaseProblem, Problem, Siblings
 
 if TYPE_CHECKING:
     from autolora.nn.freezing.snapshot import Snapshot
@@ -63,7 +65,7 @@ def refresh(model: torch.nn.Module | None = None) -> None:
     choose_anew(state for state in states if state.policy.snapshots is None)
 
 
-def decide(problem: Problem, device: torch.device, policy: Policy) -> Choice:
+def decide(problem: BaseProblem, device: torch.device, policy: Policy) -> Choice:
     """The graph for a problem on a device: pinned, from the timing cache, or analytic on a miss.
 
     Frozen layers use their own copy of the records. Never raises, not even in strict mode.
@@ -125,12 +127,15 @@ def without_graph(reason: str) -> Choice:
 
 
 def _choice(
-    problem: Problem, graph: BaseGraph, reason: str, *details: str, lack: str = ""
+    problem: BaseProblem, graph: BaseGraph, reason: str, *details: str, lack: str = ""
 ) -> Choice:
-    made = None
-    if isinstance(graph, Graph) and not graph.is_reference:
+    made = joint = None
+    if isinstance(graph, Graph) and isinstance(problem, Problem) and not graph.is_reference:
         made = executable(graph, problem)
-    return Choice(problem, graph, reason, "; ".join(filter(None, details)), made, lack)
+    elif isinstance(graph, SiblingGraph) and isinstance(problem, Siblings) and graph.is_joint:
+        joint = sibling_executable(graph, problem)
+    detail = "; ".join(filter(None, details))
+    return Choice(problem, graph, reason, detail, executable=made, joint=joint, lack=lack)
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +145,7 @@ def _lookup() -> Lookup:
 
 @lru_cache(maxsize=MOST_SHARED)
 def _decide(
-    problem: Problem,
+    problem: BaseProblem,
     device: torch.device,
     objective: Objective,
     plan: Snapshot | None,

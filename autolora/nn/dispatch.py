@@ -7,6 +7,8 @@ A call inside code that torch.compile traces is :mod:`autolora.nn.tracing`'s.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -14,13 +16,20 @@ from torch.autograd import forward_ad
 from autolora.graphs.function import LayerTensors, run
 from autolora.graphs.operators import TRACEABLE
 from autolora.nn.choosing import decide_and_report, without_graph
-from autolora.nn.layer_state import Choice, LayerState
+from autolora.nn.layer_state import UNDECIDED, Choice, LayerState
 from autolora.nn.layer_tensors import PLAIN
+from autolora.nn.siblings.family import decide_group, note_input
+from autolora.nn.siblings.running import run_group
 from autolora.nn.statement import problem_of_call
 
 
 def run_layer(
-    state: LayerState, x: Tensor, tensors: LayerTensors, s: float, p: float = 0.0
+    state: LayerState,
+    x: Tensor,
+    tensors: LayerTensors,
+    s: float,
+    p: float = 0.0,
+    module: Any = None,
 ) -> Tensor | None:
     """Runs the layer along its graph; None if its own ``forward`` has to be used.
 
@@ -30,12 +39,14 @@ def run_layer(
         tensors: of the layer.
         s: scaling.
         p: dropout probability; 0 if dropout is not active.
+        module: the layer, if it may run together with its siblings.
     """
     if torch.compiler.is_compiling():
-        if not TRACEABLE:
-            return None
-        from autolora.nn.tracing import run_layer_traced
+        from autolora.nn.tracing import leave_traced, run_layer_traced
 
+        if not TRACEABLE:
+            leave_traced(state, tensors)
+            return None
         return run_layer_traced(state, x, tensors, s, p)
     W, b, A, B, c, M = tensors
     kind = "cpu" if x.is_cpu else "cuda"
@@ -48,7 +59,7 @@ def run_layer(
         or (p and not x.is_contiguous())  # the mask is drawn in memory order
     ):
         return None
-    given = x.dtype
+    given, origin = x.dtype, x
     if quantised := type(W) not in PLAIN:  # it ignores autocast and computes in its own dtype
         own = getattr(W, "compute_dtype", None)
         x = x if own is None else x.to(own)
@@ -75,6 +86,15 @@ def run_layer(
     if choice is None:
         choice = _choose(state, x, tensors, p)
         state.remember(key, choice)
+        group = choice.group = None if state.family is None else UNDECIDED
+        if group is None and module is not None and choice.problem is not None:
+            note_input(state, module, origin)  # from the next call on they run together
+    else:
+        group = choice.group
+    if group is not None:
+        Y = _run_grouped(choice, state, origin, x, tensors, s)
+        if Y is not None:
+            return Y.to(given) if quantised else Y
     choice.calls += 1
     if choice.executable is None:
         return None
@@ -88,6 +108,36 @@ def run_layer(
     torch.set_autocast_enabled(kind, False)
     try:
         return run(choice.executable, x, (W, b, A, B, c, M), s, p).to(given)
+    finally:
+        torch.set_autocast_enabled(kind, True)
+
+
+def _run_grouped(
+    choice: Choice, state: LayerState, origin: Tensor, x: Tensor, tensors: LayerTensors, s: float
+) -> Tensor | None:
+    """Y by the graph of the layer and its siblings; None if the layer runs by itself.
+
+    Args:
+        choice: for this call.
+        state: of the layer.
+        origin: its input.
+        x: its input, in the dtype that a quantised layer computes in.
+        tensors: of the layer.
+        s: scaling.
+    """
+    if choice.group is UNDECIDED:
+        choice.group = decide_group(state, choice, x)
+    if choice.group is None:
+        return None
+    kind = x.device.type
+    autocast = torch.is_autocast_enabled(kind)
+    if not autocast:
+        return run_group(choice.group, state, origin, tensors, s, x.dtype)
+    plain = isinstance(tensors[0], Tensor)
+    dtype = torch.get_autocast_dtype(kind) if plain else x.dtype
+    torch.set_autocast_enabled(kind, False)
+    try:
+        return run_group(choice.group, state, origin, tensors, s, dtype)
     finally:
         torch.set_autocast_enabled(kind, True)
 

@@ -12,6 +12,7 @@ from torch import nn
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.choosing import decide
 from autolora.nn.layer_state import Choice
+from autolora.nn.siblings.family import together_of
 from autolora.nn.statement import layer_facts
 from autolora.objective import TIME, Objective
 from autolora.problem import DEVICES, EAGER, BaseProblem
@@ -110,22 +111,31 @@ def explain(model: nn.Module, tokens: int | None = None) -> Explanation:
             if choice.problem is None:
                 left.append((layer.name, choice.detail))
             else:
-                layers.append(
-                    LayerExplanation(
-                        layer.name,
-                        choice.problem,
-                        choice.graph.name,
-                        choice.reason,
-                        choice.detail,
-                        choice.calls,
-                        layer.state.policy.wanted,
-                    )
-                )
+                layers.append(_explained(layer, choice))
     return Explanation(layers, left)
 
 
+def _explained(layer: AdaptedLayer, choice: Choice) -> LayerExplanation:
+    assert choice.problem is not None
+    return LayerExplanation(
+        layer.name,
+        choice.problem,
+        choice.graph.name,
+        choice.reason,
+        "; ".join(filter(None, (choice.detail, choice.alone))),
+        choice.calls,
+        layer.state.policy.wanted,
+    )
+
+
 def _seen(layer: AdaptedLayer) -> list[Choice]:
-    seen = list(layer.state.choices.values())
+    seen: list[Choice] = []
+    for choice in layer.state.choices.values():
+        together = together_of(choice, layer.state)
+        if together is not None:
+            seen.append(together)
+        if together is None or choice.calls:
+            seen.append(choice)
     if not any(choice.is_compiled for choice in seen):  # it may share others' compiled code
         seen += layer.state.policy.traced_for(layer_facts(layer.tensors))
     return seen

@@ -16,21 +16,23 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 
 from autolora.graphs.base import BaseGraph
+from autolora.graphs.siblings.source import SiblingExecutable
 from autolora.graphs.source import Executable
 from autolora.nn.defaults import default_objective
 from autolora.objective import Objective
-from autolora.problem import COMPILED, BaseProblem, Problem
+from autolora.problem import COMPILED, BaseProblem
 
 if TYPE_CHECKING:
     from autolora.nn.freezing.snapshot import Snapshots
 
-Chooser = Callable[[Problem], BaseGraph]
+Chooser = Callable[[Any], BaseGraph]
 Key = tuple[Any, ...]
 
+UNDECIDED = object()  # the group of a choice whose layer has siblings, before its next call
 MOST_CHOICES = 2048  # of one layer
 MOST_SHARED = 16384  # keys, of all layers together
 
-_PARTS = ("compute_dtype", "objective", "chooser", "snapshots")  # of a policy
+_PARTS = ("compute_dtype", "objective", "siblings", "chooser", "snapshots")  # of a policy
 
 
 @dataclass(slots=True)
@@ -43,8 +45,11 @@ class Choice:
         reason: a grade of :mod:`autolora.cache.lookup.lookup`, ``"pinned"`` or ``"left"``.
         detail: more about the reason.
         executable: of the graph, None for the reference graph.
+        joint: that of a graph of sibling layers.
         lack: what the graph was not tuned for though the objective needs it, in words.
         calls: number of calls.
+        group: how the layer runs together with its siblings, None if it does not.
+        alone: why it does not, though it has siblings.
     """
 
     problem: BaseProblem | None
@@ -52,8 +57,11 @@ class Choice:
     reason: str
     detail: str = ""
     executable: Executable | None = None
+    joint: SiblingExecutable | None = None
     lack: str = ""
     calls: int = 0
+    group: Any = None
+    alone: str = ""
 
     @property
     def is_compiled(self) -> bool:
@@ -68,6 +76,7 @@ class Policy:
     Args:
         compute_dtype: of the adapter branch, None for PEFT's.
         objective: None to use the environment variables.
+        siblings: whether layers with one input may run together.
         chooser: overrides the timing cache, see :func:`~autolora.nn.choosing.pin`.
         snapshots: the plan that the layers are frozen on, None if they are not frozen.
         key: names the policy in compiled code, which compares it at every call, so that layers with
@@ -77,6 +86,7 @@ class Policy:
 
     compute_dtype: torch.dtype | None = None
     objective: Objective | None = None
+    siblings: bool = True
     chooser: Chooser | None = None
     snapshots: Snapshots | None = None
     key: str = ""
@@ -97,12 +107,13 @@ class Policy:
     def shared(
         compute_dtype: torch.dtype | None = None,
         objective: Objective | None = None,
+        siblings: bool = True,
         chooser: Chooser | None = None,
         snapshots: Snapshots | None = None,
     ) -> Policy:
         """The policy of these parts in the current generation."""
-        parts = (compute_dtype, objective, chooser, snapshots)
-        key = repr((_generation, compute_dtype, objective, id(chooser), id(snapshots)))
+        parts = (compute_dtype, objective, siblings, chooser, snapshots)
+        key = repr((_generation, compute_dtype, objective, siblings, id(chooser), id(snapshots)))
         with _lock:
             found = _policies.get(key)
             if found is None:
@@ -116,15 +127,20 @@ class LayerState:
     Args:
         compute_dtype: of the adapter branch, None for PEFT's.
         objective: of the layer, None to use the environment variables.
+        siblings: whether the layer may run together with others that have its input.
     """
 
-    __slots__ = ("__weakref__", "choices", "policy")
+    __slots__ = ("__weakref__", "choices", "family", "policy")
 
     def __init__(
-        self, compute_dtype: torch.dtype | None = None, objective: Objective | None = None
+        self,
+        compute_dtype: torch.dtype | None = None,
+        objective: Objective | None = None,
+        siblings: bool = True,
     ) -> None:
-        self.policy = Policy.shared(compute_dtype, objective)
+        self.policy = Policy.shared(compute_dtype, objective, siblings)
         self.choices: dict[Key, Choice] = {}  # by everything that determines a call's problem
+        self.family: Any = None  # of siblings, once it is known
         with _lock:
             _all.add(self)
 
@@ -135,8 +151,9 @@ class LayerState:
                 self.choices.pop(old, None)  # another thread may have dropped it
         self.choices[_shared(key)] = choice
 
-    def __reduce__(self) -> tuple[type[LayerState], tuple[torch.dtype | None, Objective | None]]:
-        return LayerState, (self.policy.compute_dtype, self.policy.objective)  # no more is copied
+    def __reduce__(self) -> tuple[type[LayerState], tuple[Any, ...]]:
+        policy = self.policy
+        return LayerState, (policy.compute_dtype, policy.objective, policy.siblings)  # no more
 
 
 _generation = 0

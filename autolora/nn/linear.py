@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autolora.errors import AutoloraError
+from autolora.graphs.function import LayerTensors
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import run_layer
 from autolora.nn.layer_state import LayerState
@@ -46,6 +47,7 @@ class LoRALinear(nn.Module):
             to the environment variable ``AUTOLORA_OBJECTIVE``, then to time.
         max_saved_bytes: limit on the bytes that one call keeps for its backward pass. Defaults to
             ``AUTOLORA_MAX_SAVED_BYTES``, then to no limit.
+        siblings: whether it may run together with layers that get the very same input.
 
     Raises:
         AutoloraError: rank, alpha, dropout, the objective or its limit is out of range.
@@ -67,10 +69,11 @@ class LoRALinear(nn.Module):
         compute_dtype: torch.dtype | None = None,
         objective: str | None = None,
         max_saved_bytes: int | None = None,
+        siblings: bool = True,
     ) -> None:
         super().__init__()
         base = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes))
+        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes), siblings)
         self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, state)
 
     @classmethod
@@ -86,11 +89,12 @@ class LoRALinear(nn.Module):
         compute_dtype: torch.dtype | None = None,
         objective: str | None = None,
         max_saved_bytes: int | None = None,
+        siblings: bool = True,
     ) -> LoRALinear:
         """Wraps an existing layer; its parameters are frozen and shared, not copied."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes))
+        state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes), siblings)
         layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, state)
         return layer.train(linear.training)
 
@@ -129,13 +133,17 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``."""
+        found = self._tensors_now()
+        Y = None if isinstance(found, str) else run_layer(self._autolora, x, *found, self)
+        return self._plain_forward(x) if Y is None else Y
+
+    def _tensors_now(self) -> tuple[LayerTensors, float, float] | str:
+        """Tensors, scaling and dropout, or why no graph applies."""
         modules = self._modules
         tensors = plain_tensors(modules["base_layer"], modules["lora_A"], modules["lora_B"])
         if isinstance(tensors, str):
-            return self._plain_forward(x)
-        p = self.dropout if self.training else 0.0
-        Y = run_layer(self._autolora, x, tensors, self.scaling, p)
-        return self._plain_forward(x) if Y is None else Y
+            return tensors
+        return tensors, self.scaling, self.dropout if self.training else 0.0
 
     def _plain_forward(self, x: Tensor) -> Tensor:
         """The defining equation in plain autograd, calling the submodules and their hooks."""
@@ -176,6 +184,7 @@ def add_lora(
     compute_dtype: torch.dtype | None = None,
     objective: str | None = None,
     max_saved_bytes: int | None = None,
+    siblings: bool = True,
 ) -> nn.Module:
     """Freezes a model and replaces its target layers, in place, by :class:`LoRALinear`.
 
@@ -194,6 +203,7 @@ def add_lora(
         compute_dtype: see :class:`LoRALinear`.
         objective: see :class:`LoRALinear`.
         max_saved_bytes: see :class:`LoRALinear`.
+        siblings: see :class:`LoRALinear`.
 
     Returns:
         The same model.
@@ -233,6 +243,7 @@ def add_lora(
                 compute_dtype=compute_dtype,
                 objective=objective,
                 max_saved_bytes=max_saved_bytes,
+                siblings=siblings,
             )
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, replaced[layer])

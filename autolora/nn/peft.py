@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
+from autolora.graphs.function import LayerTensors
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import left, run_layer
 from autolora.nn.freezing.agreement import in_group
@@ -46,10 +47,14 @@ class Accelerated:
         else:
             found = peft_tensors(self)
             if not isinstance(found, str):
-                Y = run_layer(self._autolora, x, *found)
+                Y = run_layer(self._autolora, x, *found, self)
                 if Y is not None:
                     return Y
         return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return,misc]
+
+    def _tensors_now(self) -> tuple[LayerTensors, float, float] | str:
+        """Tensors, scaling and dropout, or why no graph applies."""
+        return peft_tensors(self)
 
 
 class Linear(Accelerated, lora.Linear):  # type: ignore[misc]
@@ -114,6 +119,7 @@ def accelerate(
     compute_dtype: torch.dtype | None = None,
     objective: str | None = None,
     max_saved_bytes: int | None = None,
+    siblings: bool = True,
 ) -> Acceleration:
     """Makes the LoRA layers of a PEFT model run the fastest measured graphs.
 
@@ -139,6 +145,8 @@ def accelerate(
             ``AUTOLORA_OBJECTIVE``, then to time.
         max_saved_bytes: limit on the bytes that one call of a layer keeps for its backward pass.
             Defaults to ``AUTOLORA_MAX_SAVED_BYTES``, then to no limit.
+        siblings: whether layers that get the very same input, such as q, k and v, run together
+            where that was measured to be faster.
 
     Returns:
         The layers accelerated and the layers left, each of these with a reason.
@@ -161,7 +169,7 @@ def accelerate(
             continue
         if not isinstance(layer, Accelerated):
             layer.__class__ = accelerated_class(type(layer))
-        layer._autolora = LayerState(compute_dtype, wanted)
+        layer._autolora = LayerState(compute_dtype, wanted, siblings)
         report.taken.append(name)
         tensors = peft_tensors(layer)
         if isinstance(tensors, str):

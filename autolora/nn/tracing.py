@@ -21,6 +21,7 @@ from torch._dynamo.comptime import ComptimeContext, comptime
 
 from autolora.cache.lookup.crossovers import change_points
 from autolora.graphs.function import LayerTensors, run_traced
+from autolora.graphs.operators import UNTRACEABLE
 from autolora.nn.choosing import decide, decide_and_report, without_graph
 from autolora.nn.layer_state import LayerState, Policy, policy_named
 from autolora.nn.statement import Call, Layer, call_facts, layer_facts, problem_of
@@ -64,6 +65,17 @@ def run_layer_traced(
         given = autocast
         x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
     return run_traced(getattr(_executables, name), x, (W, b, A, B, c, M), s, p).to(given)
+
+
+def leave_traced(state: LayerState, tensors: LayerTensors) -> None:
+    """Notes for :func:`~autolora.explain` that this torch compiles the layer's own ``forward``."""
+    _leave(state.policy.key, layer_facts(tensors))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _leave(key: str, layer: Layer) -> bool:
+    policy_named(key).traced[layer, "untraceable"] = without_graph(UNTRACEABLE)
+    return True
 
 
 def _note_call(context: ComptimeContext) -> None:

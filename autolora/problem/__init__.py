@@ -1,7 +1,8 @@
 """Problems: all that decides which graphs are valid and how long they take, except the machine.
 
 ``base`` is the interface of every kind of problem, and all that cache, lookup, tuner, cluster and
-command line know of one. ``kinds`` lists the kinds; ``layer`` is the kind of a single LoRA layer.
+command line know of one. ``kinds`` lists the kinds: ``layer`` is a single LoRA layer, ``siblings``
+are several with one X.
 """
 
 from autolora.problem.base import COMPILED, DEVICES, DTYPES, EAGER, MODES, BaseProblem
@@ -13,6 +14,7 @@ from autolora.problem.layer import (
     VARIANTS,
     Problem,
 )
+from autolora.problem.siblings import Siblings
 
 __all__ = [
     "COMPILED",
@@ -27,4 +29,5 @@ __all__ = [
     "VARIANTS",
     "BaseProblem",
     "Problem",
+    "Siblings",
 ]

@@ -53,6 +53,11 @@ class BaseProblem(ABC):
         return replace(self, tokens=tokens)  # type: ignore[type-var]  # every kind is a dataclass
 
     @property
+    def parts(self) -> tuple[BaseProblem, ...]:
+        """The problems that it consists of; computed one by one, they compute it as well."""
+        return ()
+
+    @property
     def modes(self) -> tuple[str, ...]:
         """The modes that problems of its kind can have."""
         return MODES if "mode" in field_names(type(self)) else (EAGER,)

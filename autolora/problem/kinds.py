@@ -7,8 +7,9 @@ from typing import Any
 
 from autolora.problem.base import DEFAULT_KIND, BaseProblem
 from autolora.problem.layer import Problem
+from autolora.problem.siblings import Siblings
 
-KINDS: dict[str, type[BaseProblem]] = {Problem.kind: Problem}
+KINDS: dict[str, type[BaseProblem]] = {kind.kind: kind for kind in (Problem, Siblings)}
 
 
 def problem_from_json(value: Mapping[str, Any]) -> BaseProblem:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from autolora.graphs.dropout import dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize
 from autolora.graphs.space import reference_graph
-from autolora.problem import COMPILED, Problem
+from autolora.problem import COMPILED, BaseProblem, Problem
 from autolora.timing.data import SCALING, Data
 
 MAGNITUDES = (1e-1, 1e-3)  # ‖s·BA‖/‖W‖ of a trained adapter and of one at the start of training
@@ -32,7 +33,7 @@ _TOKENS = 64  # at most: errors hardly depend on tokens, the time of the float64
 
 
 @dataclass(frozen=True, slots=True)
-class _Figures:
+class Figures:
     """Relative errors of the outputs, the adapter gain and its standard error, at one size.
 
     The gain is the slope of a regression over the elements of Y.
@@ -41,6 +42,10 @@ class _Figures:
     errors: Mapping[str, float]
     gain: float
     noise: float
+
+
+Both = tuple[Figures, Figures]  # at both adapter sizes
+P = TypeVar("P", bound=BaseProblem)
 
 
 def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
@@ -52,10 +57,20 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
     the reference's, and the gain at most twice as far from 1, plus a small floor and, for the gain,
     two standard errors.
     """
+    small = judged_at(problem)
+    return judged(
+        _figures(graph, small, device), _figures(reference_graph(small), small, device), problem
+    )
+
+
+def judged_at(problem: P) -> P:
+    """The problem at the token count that verdicts are measured at."""
     # compiled code is what is judged, and another size would be other code
-    small = problem if problem.mode == COMPILED else problem.at(min(problem.tokens, _TOKENS))
-    mine = _figures(graph, small, device)
-    theirs = _figures(reference_graph(small), small, device)
+    return problem if problem.mode == COMPILED else problem.at(min(problem.tokens, _TOKENS))
+
+
+def judged(mine: Both, theirs: Both, problem: Any) -> Verdict:
+    """The verdict on a graph with some figures, given those of the reference graph."""
     reason = ""
     for magnitude, figures, limits in zip(MAGNITUDES, mine, theirs, strict=True):
         for output, error in figures.errors.items():
@@ -81,12 +96,12 @@ def verdict(graph: Graph, problem: Problem, device: torch.device) -> Verdict:
 
 
 @lru_cache(maxsize=1024)
-def _figures(graph: Graph, problem: Problem, device: torch.device) -> tuple[_Figures, _Figures]:
+def _figures(graph: Graph, problem: Problem, device: torch.device) -> Both:
     first, second = (_measured(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
     return first, second
 
 
-def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> _Figures:
+def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> Figures:
     data, exact, effect = _oracle(problem, device, magnitude)
     data.clear()
     with _same_mask(device):
@@ -94,16 +109,21 @@ def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: f
     results = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G)  # type: ignore[no-untyped-call]
-        results |= _gradients(data.leaves)
-    errors = {name: _relative(value, exact[name]) for name, value in results.items()}
+        results |= gradients_of(data.leaves)
+    errors = {name: relative_error(value, exact[name]) for name, value in results.items()}
     without = torch.zeros_like(data.B).requires_grad_(data.B.requires_grad)
     with _same_mask(device):
         Y0 = replace(data, B=without).forward(graph)().detach()
-    moved = (results["Y"].double() - Y0.double()).flatten()
+    return Figures(errors, *gain_of(results["Y"], Y0, effect))
+
+
+def gain_of(Y: Tensor, Y0: Tensor, effect: Tensor) -> tuple[float, float]:
+    """The adapter gain and its standard error; Y0 is Y without the adapter."""
+    moved = (Y.double() - Y0.double()).flatten()
     flat = effect.flatten()
     gain = moved @ flat / (flat @ flat)
     noise = (moved - gain * flat).norm() / (flat.norm() * flat.numel() ** 0.5)
-    return _Figures(errors, float(gain), float(noise))
+    return float(gain), float(noise)
 
 
 @contextmanager
@@ -131,18 +151,18 @@ def _oracle(
     if problem.dropout:
         with _same_mask(device):
             mask = dropout_mask(data.X, data.p, data.A.dtype).double() / (1 - data.p)
-    Y = _exact(*frozen, leaves, mask)
+    Y = exactly(*frozen, leaves, mask)
     exact = {"Y": Y.detach()}
     if Y.requires_grad:
         Y.backward(data.G.double())  # type: ignore[no-untyped-call]
-        exact |= _gradients(leaves)
+        exact |= gradients_of(leaves)
     with torch.no_grad():
         without = {**leaves, "B": torch.zeros_like(leaves["B"])}
-        effect = exact["Y"] - _exact(*frozen, without, mask)
+        effect = exact["Y"] - exactly(*frozen, without, mask)
     return data, exact, effect
 
 
-def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+def exactly(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:
     """The defining equation; ``mask`` is dropout's, times 1 / (1 - p)."""
     X, A, B = leaves["X"], leaves["A"], leaves["B"]
     D = X * mask
@@ -155,11 +175,13 @@ def _exact(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tens
     return Y + U if b is None else Y + U + b
 
 
-def _gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradients_of(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of leaves that have one: ``{"dA": ...}``."""
     return {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
-def _relative(value: Tensor, exact: Tensor) -> float:
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """``‖value − exact‖ / ‖exact‖``."""
     return float((value.double() - exact).norm() / exact.norm())
 
 

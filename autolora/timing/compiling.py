@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from autolora.errors import AutoloraError
-from autolora.graphs.operators import LEAST_TORCH, TRACEABLE
+from autolora.graphs.operators import TRACEABLE, UNTRACEABLE
 
 _DEFAULT = "default"
 _LONGEST = 200  # characters of a cause
@@ -91,10 +91,7 @@ def require_compiler(device: torch.device) -> None:
     import torch._dynamo
 
     if not TRACEABLE:
-        raise AutoloraError(
-            f"compiled layers run PEFT's graph with torch {torch.__version__}; measuring them "
-            f"needs torch {'.'.join(map(str, LEAST_TORCH))} or newer"
-        )
+        raise AutoloraError(f"no layer can be measured compiled: {UNTRACEABLE}")
     if torch._dynamo.config.disable:
         raise AutoloraError(
             "torch.compile is turned off (TORCH_COMPILE_DISABLE or torch._dynamo.config.disable)"

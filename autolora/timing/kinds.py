@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from autolora.cache.records.candidate import Verdict
+from autolora.graphs.base import BaseGraph
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem
+from autolora.problem import BaseProblem, Problem, Siblings
+from autolora.timing import siblings
 from autolora.timing.accuracy import verdict
 from autolora.timing.clock import Measure, Run
 from autolora.timing.data import Data
@@ -37,20 +39,28 @@ class Workbench:
 
     Args:
         trial: ``(problem, device, seed)`` → the tensors of a problem.
-        predict: ``(problem, trial, objectives, measure, rng)`` → graphs with predicted times,
-            fastest first.
+        predict: ``(problem, trial, objectives, measure, rng, parts)`` → graphs with predicted
+            times, fastest first; ``parts`` are the graphs of the problems that it consists of.
         verdict: ``(graph, problem, device)`` → the accuracy of a graph.
     """
 
     trial: Callable[[Any, torch.device, int], Trial]
-    predict: Callable[[Any, Any, Sequence[Objective], Measure, random.Random], Sequence[Prediction]]
+    predict: Callable[
+        [Any, Any, Sequence[Objective], Measure, random.Random, Sequence[BaseGraph]],
+        Sequence[Prediction],
+    ]
     verdict: Callable[[Any, Any, torch.device], Verdict]
 
 
 WORKBENCHES: dict[str, Workbench] = {
     Problem.kind: Workbench(
         lambda problem, device, seed: Data.random(problem, device, seed=seed), predict, verdict
-    )
+    ),
+    Siblings.kind: Workbench(
+        lambda problem, device, seed: siblings.Data.random(problem, device, seed=seed),
+        siblings.predict,
+        siblings.verdict,
+    ),
 }
 
 

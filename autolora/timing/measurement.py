@@ -56,6 +56,7 @@ def measure_problem(
     objective: Objective | Sequence[Objective] = TIME,
     known: Record | None = None,
     also: Collection[str] = (),
+    parts: Sequence[BaseGraph] = (),
     seconds: float | None = None,
 ) -> Record:
     """One problem: screen, verdicts, race; the record with all its evidence.
@@ -79,6 +80,7 @@ def measure_problem(
             from the reference graph's as it was.
         also: names of graphs that race if they are valid and accurate, such as the winners at other
             token counts.
+        parts: the graphs of the problems that this one consists of.
         seconds: that may be spent while the race is undecided, instead of those of the effort.
 
     Raises:
@@ -101,7 +103,7 @@ def measure_problem(
         if device.type == "cuda":
             warm_up(floor, measure, between=data.clear)
         on_stage("screen")
-        predictions = bench.predict(problem, data, objectives, measure, rng)
+        predictions = bench.predict(problem, data, objectives, measure, rng, parts)
         step_ns = predictions[0].nanoseconds if predictions else 0
         found = select_candidates(
             problem,

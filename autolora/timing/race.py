@@ -255,7 +255,7 @@ def _together(
 
 def _is_stop(rounds: int) -> bool:
     """Whether to compare after so many rounds; less often after many, to save time."""
-    return rounds % (1 + rounds // 16) == 0
+    return rounds % min(1 + rounds // 16, 16) == 0
 
 
 def _still(pool: Collection[str], running: Sequence[str]) -> list[str]:

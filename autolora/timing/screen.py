@@ -58,6 +58,7 @@ def predict(
     objectives: Sequence[Objective],
     measure: Measure,
     rng: random.Random,
+    parts: Sequence[BaseGraph] = (),
 ) -> list[Prediction]:
     """The graphs worth racing for some objectives, with predicted times, fastest first."""
     return screen(promising(problem, objectives), data, measure, rng)

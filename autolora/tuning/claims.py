@@ -70,11 +70,13 @@ class Claims:
         """Sorts by gain if there is a budget, else by cost if there is a cluster.
 
         The most expensive job comes first, so that no rank begins it last while the others wait.
+        Problems that consist of others come last, since they build on the records of those.
         """
         if self.budget is not None:
             self._jobs.sort(key=lambda job: job.gain, reverse=True)
         elif self.cluster is not None:
             self._jobs.sort(key=lambda job: cost(job.problem), reverse=True)
+        self._jobs.sort(key=lambda job: bool(job.problem.parts))
         self._gain = sum(job.gain for job in self._jobs)
 
     @property

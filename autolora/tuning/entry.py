@@ -38,9 +38,9 @@ class _Asked:
     between: bool = False
 
     def compiled(self) -> _Asked:
-        """The same problems, compiled."""
+        """The same problems, compiled; siblings are compiled one by one."""
         weights = self.weights and {p.in_mode(COMPILED): n for p, n in self.weights.items()}
-        problems = [problem.in_mode(COMPILED) for problem in self.problems]
+        problems = [each.in_mode(COMPILED) for each in self.problems if not each.parts]
         return replace(self, problems=problems, weights=weights)
 
 

@@ -19,6 +19,9 @@ from autolora.cluster.messages import Message
 from autolora.cluster.ranks import GRACE_SECONDS, Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.kinds import find_graph, unmeasured_graph
+from autolora.objective import TIME
 from autolora.problem import BaseProblem
 from autolora.tuning.result import TuneResult
 
@@ -86,6 +89,12 @@ class Publisher:
         alike += [problem.in_mode(mode) for mode in problem.modes if mode != problem.mode]
         records = (self.store.find(each, environment) for each in alike)
         return frozenset(record.winner for record in records if record is not None)
+
+    def graph_of(self, problem: BaseProblem, environment: Environment) -> BaseGraph:
+        """The graph that a problem has by the records so far, or without any."""
+        record = self.store.find(problem, environment)
+        found = None if record is None else find_graph(record.winner, problem)
+        return found or unmeasured_graph(problem, TIME)[0]
 
     def receive(self) -> None:
         """Keeps the records that other ranks have sent, and calls ``on_message``."""

@@ -58,7 +58,8 @@ def tune_problems(
     """Measures problems and writes each record to the cache file as soon as it is measured.
 
     Args:
-        problems: to be measured. Those in the cache file are skipped, unless their record has a
+        problems: to be measured; those that one consists of, such as the single layers of siblings,
+            are measured before it. Those in the cache file are skipped, unless their record has a
             lower effort or is not for these objectives; then graphs that were clearly beaten are
             not timed again.
         effort: key of :data:`~autolora.timing.effort.EFFORTS`, or ``"estimate"``, which times and
@@ -89,9 +90,10 @@ def tune_problems(
         raise AutoloraError(f"budget must be a positive number of seconds, not {budget!r}")
     path = Path(cache) if cache is not None else search_path()[0]
     asked = (objective,) if isinstance(objective, Objective) else tuple(objective)
-    distinct = list(dict.fromkeys(problems))
+    parts = [part for problem in problems for part in problem.parts]
+    distinct = sorted(dict.fromkeys((*problems, *parts)), key=lambda each: bool(each.parts))
     if effort == ESTIMATE:
-        return TuneResult(path, estimates=[estimate(p, asked[0]) for p in distinct])
+        return TuneResult(path, estimates=[estimate(p, asked[0]) for p in distinct if not p.parts])
     places = {problem: device_for(problem, device) for problem in distinct}
     if cluster is not None and distinct:
         place = places[distinct[0]]
@@ -237,6 +239,7 @@ class _Run:
                 objective=job.objectives,
                 known=job.known,
                 also=job.also | self.publisher.winners_near(problem, job.environment),
+                parts=[self.publisher.graph_of(part, job.environment) for part in problem.parts],
                 seconds=job.seconds,
             )
             self.publisher.keep(record)

@@ -20,7 +20,7 @@ from autolora.cache.records.checks import LONGEST
 from autolora.cache.records.document import SCHEMA_VERSION, NewerSchema, parse, render
 from autolora.cache.records.precedence import EFFORTS
 from autolora.errors import AutoloraError
-from autolora.graphs.space import find_graph
+from autolora.graphs.kinds import find_graph
 from autolora.objective import KINDS
 from autolora.problem import DEVICES, DTYPES, LAYOUTS, MODES, VARIANTS
 

@@ -18,7 +18,7 @@ from autolora.cache.records.document import render
 from autolora.cache.records.table import Table
 from autolora.cache.records.validation import Graphs, validate
 from autolora.environment import Environment
-from autolora.graphs.space import find_graph, reference_graph
+from autolora.graphs.kinds import find_graph, reference_graph
 from autolora.problem import Problem
 from autolora.timing.measurement import measure_problem
 
@@ -73,7 +73,7 @@ def told(data, now=NOW):
 
 def test_a_sound_record_and_the_example_have_no_findings():
     assert find_graph(REFERENCE, PROBLEM).flops(PROBLEM) == FLOPS
-    for data, number in ((file_of(sound(), sound(problem=PROBLEM.at(64))), 2), (EXAMPLE, 4)):
+    for data, number in ((file_of(sound(), sound(problem=PROBLEM.at(64))), 2), (EXAMPLE, 6)):
         validation = validate(data, GRAPHS, NOW)
         assert [f for f in validation.findings if f.severity == "error"] == []
         assert validation.records == len(json.loads(data)["records"]) <= number

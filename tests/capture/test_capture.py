@@ -14,7 +14,8 @@ from small_llama import SIZES
 from torch import nn
 
 import autolora
-from autolora.capture.capture import capture, model_problems, run_problems
+from autolora.capture.capture import capture, model_problems
+from autolora.capture.run import run_problems
 from autolora.capture.target import Adapters, Target, load_target
 from autolora.errors import AutoloraError
 from autolora.problem import Problem
@@ -74,11 +75,28 @@ def test_a_run_shows_tokens_and_which_layers_need_no_gradient_of_x(write):
     square = Problem(64, 64, 15, 8, "float32", "cpu", gradients=("A", "B"))
     up = Problem(64, 128, 15, 8, "float32", "cpu", bias=True)
     down = Problem(128, 64, 15, 8, "float32", "cpu", bias=True)
-    assert found.problems == [square, up, down, Problem(64, 64, 15, 8, "float32", "cpu")]
+    assert single(found) == [square, up, down, Problem(64, 64, 15, 8, "float32", "cpu")]
     assert found.uses[square] == 2  # q_proj and k_proj of the first block, fed by the embedding
     assert found.uses[up] == found.uses[down] == 2
     assert [name for name, _ in found.layers][:2] == ["blocks.0.q_proj", "blocks.0.k_proj"]
     assert (found.left, found.notes) == ([], [])
+
+
+def single(found):
+    """The problems of single layers."""
+    return [problem for problem in found.problems if not problem.parts]
+
+
+def test_a_run_shows_siblings(write):
+    found = captured(write(MODEL), batch_size=3, seq_len=5)
+    families = [tuple(f"blocks.{n}.{name}_proj" for name in "qk") for n in (0, 1)]
+    assert found.siblings == families
+    assert [names for names, _ in found.families] == families
+    first, second = (problem for _, problem in found.families)
+    assert (first.out_features, first.gradients) == ((64, 64), ("A", "B"))
+    assert second.gradients == ("X", "A", "B")
+    assert found.uses[first] == found.uses[second] == 1
+    assert {p.tokens for p in found.at([8, 16]).problems if p.parts} == {8, 16}
 
 
 def test_a_run_shows_which_layers_get_the_same_input(write):
@@ -105,7 +123,7 @@ def test_tokens_override_the_run_but_keep_its_gradients(write):
     found = captured(write(MODEL), tokens=[512, 2048])
     assert {problem.tokens for problem in found.problems} == {512, 2048}
     assert found.uses[Problem(64, 64, 2048, 8, "float32", "cpu", gradients=("A", "B"))] == 2
-    assert len(found.problems) == 8
+    assert len(single(found)) == 8
 
 
 @pytest.mark.parametrize(
@@ -340,14 +358,14 @@ def test_a_model_that_brings_its_adapters(write, kind):
     if kind == "peft":
         pytest.importorskip("peft")
     found = captured(path, Adapters(), batch_size=2, seq_len=3)
-    assert {(problem.rank, problem.tokens) for problem in found.problems} == {(4, 6)}
+    assert {(problem.rank, problem.tokens) for problem in single(found)} == {(4, 6)}
     assert found.uses[found.problems[0]] == 2
     assert found.problems[0].gradients == ("A", "B")
     assert found.notes == []
     adapters = Adapters(16, dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
     found = captured(path, adapters)
     assert _dtypes(found) == ("bfloat16", "float32", "bfloat16")
-    assert {problem.rank for problem in found.problems} == {4}
+    assert {problem.rank for problem in single(found)} == {4}
     assert "brings its own LoRA layers" in found.notes[0]
     found = captured(path, Adapters(adapter_dtype=torch.bfloat16))
     assert _dtypes(found) == ("float32", "bfloat16", "bfloat16")
@@ -492,7 +510,7 @@ def config(tmp_path):
 
 def test_a_configuration(config):
     found = captured(config(), batch_size=2, seq_len=16)
-    assert [(p.in_features, p.out_features, p.gradients) for p in found.problems] == [
+    assert [(p.in_features, p.out_features, p.gradients) for p in single(found)] == [
         (32, 32, ("A", "B")),  # q_proj of the first block
         (32, 16, ("A", "B")),  # its k_proj and v_proj
         (32, 32, ("X", "A", "B")),
@@ -637,6 +655,6 @@ def test_seventy_billion_parameters_take_no_memory(config):
     found = capture(target, device="cpu", batch_size=1, seq_len=4096)
     assert sum(p.numel() for p in target.model.parameters()) > 70e9
     assert len(found.layers) == 560
-    assert len(found.problems) == 6
+    assert len(single(found)) == 6
     assert time.process_time() - start < 60  # seconds of this process; about 2 when alone
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB

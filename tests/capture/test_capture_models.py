@@ -9,9 +9,10 @@ from small_llama import SIZES
 from torch import nn
 
 import autolora
-from autolora.capture.capture import capture, run_problems
+from autolora.capture.capture import capture
 from autolora.capture.experts import note_of_experts
 from autolora.capture.forward import example_of
+from autolora.capture.run import run_problems
 from autolora.capture.target import Adapters, load_target
 from autolora.nn.adapted import adapted_layers
 from autolora.problem import Problem

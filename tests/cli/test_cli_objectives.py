@@ -10,7 +10,7 @@ from records import make_problem, make_record
 from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.cache.records.candidate import Candidate, Verdict
-from autolora.capture.capture import Capture
+from autolora.capture.found import Capture
 from autolora.cli import main
 from autolora.cli.output import evidence, objectives
 from autolora.cli.output.objectives import objective_table, objectives_measured, shared_input_note

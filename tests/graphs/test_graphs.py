@@ -3,10 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DORA, KINDS, PLAIN, SEED, Case, S, small, subsets
+from cases import DORA, KINDS, PLAIN, SEED, Case, S, flop_counter, small, subsets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import AXES, Contraction
@@ -44,15 +43,6 @@ def structures(problem):
         for turned in groups.values()
         for graph in dict.fromkeys((turned[0], turned[-1], rng.choice(turned)))
     ]
-
-
-def flop_counter():
-    """torch's own counter, told of the product in place, which it does not know."""
-
-    def addmm_in_place(onto, left, right, **_):
-        return 2 * left[0] * left[1] * right[1]
-
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_in_place})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,15 +1,12 @@
 """Ranks of a process group run rank 0's graphs: by a store in memory, and as real processes."""
 
-import json
-import os
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from forks import Fork, run_source
-from made_up_ranks import free_port
+from made_up_ranks import run_as_ranks
 from one_layer import TALL, record_of
 from records import H100, REFERENCE
 from torch import distributed
@@ -289,24 +286,12 @@ tell(held=first)
 
 def run_ranks(code, tmp_path, threads, caches):
     """Runs a script as two ranks; what each told, and its stderr."""
-    port, ranks = str(free_port()), []
+    variables = []
     for rank in (0, 1):
         path = tmp_path / f"rank{rank}.json"
         TimingCache(caches[rank], path).save()
-        variables = {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": str(threads[rank]), "AUTOLORA_CACHE": str(path),
-        }  # fmt: skip
-        environment = {**os.environ, **variables}
-        ranks.append(Fork(run_source, START + code, environment=environment))
-    try:
-        said = [rank.communicate(timeout=240) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return [(json.loads(out.splitlines()[-1]), err) for out, err in said]
+        variables.append({"OMP_NUM_THREADS": str(threads[rank]), "AUTOLORA_CACHE": str(path)})
+    return run_as_ranks(START + code, variables)
 
 
 def test_two_ranks_run_the_graphs_of_rank_0_and_train_as_one(tmp_path):

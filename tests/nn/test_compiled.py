@@ -31,9 +31,10 @@ import autolora
 from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.graphs.kinds import reference_graph
-from autolora.graphs.operators import TRACEABLE
+from autolora.graphs.operators import TRACEABLE, UNTRACEABLE
 from autolora.graphs.source import lines
 from autolora.graphs.space import onednn_products, valid_graphs
+from autolora.nn import dispatch
 from autolora.nn.choosing import pin, refresh
 from autolora.nn.linear import LoRALinear
 from autolora.problem import COMPILED, EAGER, QUANTISED
@@ -508,6 +509,32 @@ def test_one_compilation_for_each_change_of_graph_over_real_lengths(backend):
     assert set(graphs) == {TALL, OTHER}
     # Dynamo gives a backend the first one twice, to make constants of dynamic numbers
     assert len(backend.traced) - 1 <= len(graphs) <= 4
+
+
+def test_a_torch_that_cannot_trace_graphs_compiles_pefts_path_and_explain_says_so(
+    backend, monkeypatch
+):
+    monkeypatch.setattr(dispatch, "TRACEABLE", False)
+    plain, fast = pinned()
+    torch.testing.assert_close(loss_of(compiled_with(fast, backend)), loss_of(plain))
+    assert backend.layers == 0
+    explained = autolora.explain(fast)
+    assert explained.layers == []
+    assert [reason for _, reason in explained.left] == [UNTRACEABLE] * ALL
+    assert "its own path (compiled by torch 2." in str(explained)
+
+
+def test_a_compiled_model_is_recorded_as_it_runs_eagerly(backend):
+    net = layer_and_records()
+    compiled = compiled_with(net, backend)
+    x = torch.randn(8, 24)
+    expected = compiled(x)
+    with autolora.record(net) as problems:
+        torch.testing.assert_close(compiled(x), expected)
+    assert dict(problems.calls) == {dataclasses.replace(LAYER, gradients=("A", "B")): 1}
+    compiled(x)
+    assert problems.calls.total() == 1
+    assert len(backend.traced) == 1
 
 
 def test_pinned_to_the_reference_nothing_of_ours_is_compiled(backend):

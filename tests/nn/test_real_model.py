@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import autolora
-from autolora.nn.peft import Linear
 
 MISSING = [
     name
@@ -69,7 +68,7 @@ def test_ten_steps_have_the_losses_of_peft(
     report = autolora.accelerate(fast, compute_dtype=compute)
     assert len(report.taken) == layers
     tuned = autolora.tune(fast, tokens=BATCH * LENGTH, effort="quick")
-    assert 5 <= len(tuned.records) <= 8
+    assert 5 <= len([record for record in tuned.records if not record.problem.parts]) <= 8
     optimizers = [
         (each, torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=5e-4))
         for each in (plain, fast)
@@ -83,7 +82,6 @@ def test_ten_steps_have_the_losses_of_peft(
             optimizer.step()
             losses.append(loss.item())
         assert losses[1] == pytest.approx(losses[0], abs=tolerance)
-    taken = [module for module in fast.modules() if isinstance(module, Linear)]
-    choices = [choice for layer in taken for choice in layer._autolora.choices.values()]
-    assert {choice.reason for choice in choices} == {"exact"}
-    assert sum(choice.calls for choice in choices) == 10 * layers
+    explained = autolora.explain(fast).layers
+    assert {layer.reason for layer in explained} == {"exact"}
+    assert sum(layer.calls for layer in explained) == 10 * layers

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from autolora.graphs.function import run, run_traced
 from autolora.graphs.operators import dequantize
@@ -155,3 +156,12 @@ def assert_close(mine, theirs, tolerance, name):
     """As torch.testing has it, which takes ten times as long to say that all is well."""
     if mine.shape != theirs.shape or not torch.allclose(mine, theirs, **tolerance):
         torch.testing.assert_close(mine, theirs, **tolerance, msg=lambda told: f"{name}: {told}")
+
+
+def flop_counter():
+    """torch's own counter, told of the product in place, which it does not know."""
+
+    def addmm_in_place(onto, left, right, **_):
+        return 2 * left[0] * left[1] * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_in_place})

@@ -4,6 +4,7 @@ As a program: ``made_up_ranks.py FATE RANK tune ...`` is one rank, and that rank
 all have, where it is that their process group is up before the command begins.
 """
 
+import json
 import os
 import signal
 import socket
@@ -65,6 +66,29 @@ def environ(rank, size, port, **more):
         "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], *sys.path))),
     }
     return {**os.environ, **own, **more}
+
+
+def run_as_ranks(source, variables):
+    """Runs a program as ranks; what each printed last, as JSON, and its stderr.
+
+    Args:
+        source: of the program.
+        variables: of each rank's environment, OMP_NUM_THREADS among them.
+    """
+    from forks import Fork, run_source
+
+    port, size = free_port(), len(variables)
+    ranks = [
+        Fork(run_source, source, environment={**environ(rank, size, port), **own})
+        for rank, own in enumerate(variables)
+    ]
+    try:
+        said = [rank.communicate(timeout=240) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * size, said
+    return [(json.loads(out.splitlines()[-1]), err) for out, err in said]
 
 
 def free_port():

@@ -1,4 +1,4 @@
-"""Models and texts: one layer, a small Llama, SmolLM2, MiniLM, and PEFT's adapters on them."""
+"""Models and texts: one layer, Llama, SmolLM2, MiniLM, ViT, and PEFT's adapters on them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def adapted(model, rank, adapter, targets="all-linear", **lora):
 def bare(model):
     """The frozen model alone; the gradient reaches its embeddings, as with adapters."""
     model.requires_grad_(False)
-    model.enable_input_require_grads()
+    model.get_input_embeddings().register_forward_hook(lambda _, given, Y: Y.requires_grad_())
     return model.train()
 
 
@@ -105,6 +105,22 @@ def minilm(batch, length):
     fields = {"labels": labels, **{name: made[name] for name in ("input_ids", "attention_mask")}}
     parts = [tensor.view(10, batch, *tensor.shape[1:]) for tensor in fields.values()]
     return model, [dict(zip(fields, each, strict=True)) for each in zip(*parts, strict=True)]
+
+
+def vit(batch, _):
+    """A ViT of 4 layers and hidden size 384 on 197 tokens, and ten batches of random images."""
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_labels": 10}
+    counts = {"num_hidden_layers": 4, "num_attention_heads": 6}
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, **counts))
+    return model, [
+        {
+            "pixel_values": torch.randn(batch, 3, 224, 224, generator=draw),
+            "labels": torch.randint(0, 10, (batch,), generator=draw),
+        }
+        for _ in range(10)
+    ]
 
 
 def movie_reviews():

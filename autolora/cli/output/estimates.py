@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from autolora.capture.capture import Capture
+from autolora.capture.found import Capture
 from autolora.cli.output.console import clean, print_json, print_line, print_lines, print_paragraph
 from autolora.cli.output.figures import align, count, percent, size
 from autolora.cli.output.tables import sections

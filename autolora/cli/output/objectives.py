@@ -66,7 +66,7 @@ def objective_table(
             speed = (theirs.median_ns or 0) / (mine.median_ns or 1)
             rows.append(_row(objective, speed, mine.saved_bytes, theirs.saved_bytes))
     for step in steps:
-        titles[len(rows)] = f"{step.when}, {count(len(step.layers), 'layer')} together"
+        titles[len(rows)] = f"{step.when}, {count(step.number, 'layer')} together"
         time, kept = step.nanoseconds(reference_of), step.saved_bytes(reference_of)
         for objective in objectives:
             chosen = _chosen(objective)
@@ -112,7 +112,7 @@ def steps_json(steps: Sequence[Step], objectives: Sequence[Objective]) -> list[d
     return [
         {
             "tokens": step.tokens,
-            "layers": len(step.layers),
+            "layers": step.number,
             **_objective_json(objective),
             "reference_ns": step.nanoseconds(reference_of),
             "median_ns": step.nanoseconds(_chosen(objective)),

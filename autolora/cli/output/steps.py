@@ -14,7 +14,7 @@ from autolora.graphs.kinds import find_graph
 from autolora.problem import BaseProblem
 
 if TYPE_CHECKING:
-    from autolora.capture.capture import Capture
+    from autolora.capture.found import Capture
 
 Chosen = Callable[[Record], Candidate]
 
@@ -25,7 +25,7 @@ class Step:
 
     Args:
         tokens: of the step, None if all steps have one size.
-        layers: path and problem of each layer.
+        layers: path and problem of each layer; siblings that run together are one entry.
         records: of these problems.
         inputs: as in :class:`~autolora.capture.capture.Capture`.
     """
@@ -39,6 +39,11 @@ class Step:
     def when(self) -> str:
         """The beginning of a sentence about the step."""
         return "In one step" + ("" if self.tokens is None else f" of {self.tokens} tokens")
+
+    @property
+    def number(self) -> int:
+        """How many layers there are."""
+        return sum(max(len(problem.parts), 1) for _, problem in self.layers)
 
     def nanoseconds(self, chosen: Chosen) -> int:
         """The time of all layers, forward and backward, with the chosen candidates."""
@@ -62,7 +67,7 @@ class Step:
         """The speed-up of the winners, as a sentence."""
         reference, tuned = self.nanoseconds(reference_of), self.nanoseconds(winner_of)
         text = (
-            f"{self.when}, forward and backward, these {count(len(self.layers), 'layer')} take "
+            f"{self.when}, forward and backward, these {count(self.number, 'layer')} take "
             f"{duration(reference)} along the reference graphs and {duration(tuned)} tuned: "
             f"{ratio(reference / tuned)} as fast"
         )
@@ -85,11 +90,25 @@ def steps(records: Sequence[Record], found: Capture) -> Iterator[Step]:
             continue
         once.setdefault((name, problem.tokens), problem)
     layers = [(name, problem) for (name, _), problem in once.items() if problem in measured]
+    inputs = dict(found.inputs)
+    for names, problem in found.families:
+        alone = list(zip(names, problem.parts, strict=True))
+        if _run_together(measured.get(problem)) and set(alone) <= set(layers):
+            layers = [layer for layer in layers if layer not in alone]
+            layers.append((", ".join(names), problem))
+            if alone[0] in inputs:
+                inputs[layers[-1]] = inputs[alone[0]]
     sizes = found.sizes if len(found.sizes) > 1 else (None,)
     for tokens in sizes:
         some = tuple(layer for layer in layers if tokens in (None, layer[1].tokens))
         if some:
-            yield Step(tokens, some, measured, found.inputs)
+            yield Step(tokens, some, measured, inputs)
+
+
+def _run_together(record: Record | None) -> bool:
+    """Whether siblings run together by their record."""
+    graph = None if record is None else find_graph(record.winner, record.problem)
+    return graph is not None and not graph.is_apart
 
 
 def _usual(found: Capture) -> dict[str, int]:

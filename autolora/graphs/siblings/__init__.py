@@ -1,0 +1,1 @@
+"""Graphs of sibling layers, composed of those of each layer and of what is computed together."""

@@ -1,0 +1,178 @@
+"""Running a graph of sibling layers under autograd, one layer after the other.
+
+The first layer that is called makes what serves all of them and a node of autograd whose backward
+pass is that of all layers. The others get its output as a *carrier*: a tensor of the shape of their
+Y without memory of its own, whose gradient is theirs. So every layer computes its Y when it is
+called, and nothing is computed for one that is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autolora.graphs.function import LayerTensors, not_differentiable
+from autolora.graphs.operators import dequantize
+from autolora.graphs.siblings.source import SiblingExecutable
+
+
+@dataclass(slots=True, repr=False)
+class SiblingCall:
+    """One call of sibling layers.
+
+    Args:
+        executable: the graph, compiled for these dtypes and gradients.
+        x: of all layers, ``(..., in_features)``, of at least two axes.
+        tensors: of each layer, see :data:`~autolora.graphs.function.LayerTensors`.
+        scalings: s of each layer.
+        edges: the columns of h at which each layer's begin.
+        made: what serves all layers.
+        carriers: of the layers that have not been called, by their number.
+    """
+
+    executable: SiblingExecutable
+    x: Tensor
+    tensors: Sequence[LayerTensors]
+    scalings: Sequence[float]
+    edges: tuple[int, ...] = ()
+    made: tuple[Tensor, ...] = ()
+    carriers: dict[int, Tensor] = field(default_factory=dict)
+
+    def start(self, leader: int) -> Tensor:
+        """Begins the call; Y of the layer that is called first. Autocast must be off."""
+        if not self.x.is_contiguous():
+            self.x = self.x.contiguous()
+        self.edges = tuple(accumulate((t[2].shape[0] for t in self.tensors), initial=0))
+        parameters = [t[n] for n in (2, 3) for t in self.tensors]
+        outputs = _Siblings.apply(self, leader, self.x, *parameters)  # type: ignore[no-untyped-call]
+        self.carriers = {n: each for n, each in enumerate(outputs) if n != leader}
+        Y: Tensor = outputs[leader]
+        return Y
+
+    def join(self, number: int) -> Tensor:
+        """Y of another layer."""
+        carrier = self.carriers.pop(number)
+        Y: Tensor = _Sibling.apply(self, number, carrier)  # type: ignore[no-untyped-call]
+        return Y
+
+    def forward(self, number: int) -> Tensor:
+        """Computes Y of one layer."""
+        W, b, A, B, *_ = self.tensors[number]
+        run = self.executable.forwards[number]
+        return run(self.x, W, b, A, B, self.scalings[number], self.edges, self.made)
+
+
+def run_siblings(
+    executable: SiblingExecutable,
+    x: Tensor,
+    tensors: Sequence[LayerTensors],
+    scalings: Sequence[float],
+) -> list[Tensor]:
+    """Computes every Y, the layers called in their order; autocast must be off."""
+    call = SiblingCall(executable, x, tensors, scalings)
+    first = call.start(0)
+    return [first, *(call.join(number) for number in range(1, len(tensors)))]
+
+
+class _Siblings(torch.autograd.Function):
+    """The first layer of a call, with the backward pass of all."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: SiblingCall, leader: int, x: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        executable, tensors = call.executable, call.tensors
+        n = len(tensors)
+        call.made = executable.shared(x, parameters[:n], call.edges)
+        Y = call.forward(leader)
+        known = {"X": x, **dict(zip(executable.made_names, call.made, strict=True))}
+        for number, (W, _, A, B, *_) in enumerate(tensors, 1):
+            known |= {f"W{number}": W, f"A{number}": A, f"B{number}": B}
+        ctx.save_for_backward(*(known[name] for name in executable.saved_names))
+        ctx.set_materialize_grads(False)
+        quantised = tuple(None if isinstance(W, Tensor) else W for W, *_ in tensors)
+        ctx.call = (executable, tuple(call.scalings), call.edges, quantised, x.shape)
+        shapes = ((*x.shape[:-1], B.shape[0]) for _, _, _, B, *_ in tensors)
+        return tuple(
+            Y if number == leader else Y.new_empty(()).expand(shape)
+            for number, shape in enumerate(shapes)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        executable, scalings, edges, quantised, shape = ctx.call
+        device = executable.problem.device
+        rows = [G if G is None or G.dim() == 2 else G.reshape(-1, G.shape[-1]) for G in gradients]
+        if torch.is_grad_enabled() or any(G is None for G in rows):
+            known = dict(zip(executable.saved_names, ctx.saved_tensors, strict=True))
+            dX, dA, dB = _by_formula(executable, rows, known, quantised, scalings, edges)
+        else:
+            with torch.autocast(device, enabled=False):
+                dX, dA, dB = executable.backward(
+                    [G.contiguous() for G in rows if G is not None],
+                    ctx.saved_tensors,
+                    quantised,
+                    scalings,
+                    edges,
+                )
+        if dX is not None and len(shape) != 2:
+            dX = dX.view(shape)
+        return None, None, dX, *dA, *dB
+
+
+class _Sibling(torch.autograd.Function):
+    """Another layer of a call; its gradient goes to the first one's node."""
+
+    @staticmethod
+    def forward(ctx: Any, call: SiblingCall, number: int, carrier: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        return call.forward(number)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor | None) -> tuple[None, None, Tensor | None]:
+        return None, None, G
+
+
+def _by_formula(
+    executable: SiblingExecutable,
+    gradients: Sequence[Tensor | None],
+    known: dict[str, Tensor],
+    quantised: Sequence[Any],
+    scalings: Sequence[float],
+    edges: Sequence[int],
+) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+    """The gradients by their defining equations, in differentiable operations.
+
+    For a backward pass that is to be differentiated again, and for one that does not reach every
+    layer, whose parameters then get no gradient.
+    """
+    problem = executable.problem
+    compute = getattr(torch, problem.compute_dtype)
+    stored = getattr(torch, problem.adapter_dtype)
+    if torch.is_grad_enabled() and "X" not in known and "X" in problem.gradients:
+        raise not_differentiable()
+    X = known["X"] if "X" in known else known["D"]
+    D = X.reshape(-1, X.shape[-1]).to(compute)
+    dX: Tensor | None = None
+    dA: list[Tensor | None] = []
+    dB: list[Tensor | None] = []
+    for number, (G, Q, s) in enumerate(zip(gradients, quantised, scalings, strict=True), 1):
+        if G is None:
+            dA.append(None)
+            dB.append(None)
+            continue
+        A, B = known[f"A{number}"].to(compute), known[f"B{number}"].to(compute)
+        g = G.to(compute)
+        Z = s * (g @ B)
+        if "X" in problem.gradients:
+            W = known[f"W{number}"] if Q is None else dequantize(Q, G.dtype)
+            part = G @ W + (Z @ A).to(G.dtype)
+            dX = part if dX is None else dX + part
+        dA.append((Z.t() @ D).to(stored))
+        dB.append((s * g.t() @ (D @ A.t())).to(stored))
+    return dX, dA, dB

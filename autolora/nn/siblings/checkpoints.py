@@ -1,0 +1,41 @@
+"""Regions of torch's non-reentrant checkpointing, which run twice and must do the same both times.
+
+Such a region saves nothing in its forward pass and runs again in the backward pass; torch raises an
+error if it then saves another number of tensors. Whether siblings run together must therefore not
+change in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+_FORWARD, _AGAIN = "frame", "target_frame_ref"  # what the hooks of a region refer to
+
+_decided: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
+
+
+def as_in_forward(family: object, group: Any) -> tuple[Any, bool]:
+    """The group of a family in the region that is running, and whether it runs again.
+
+    In the forward pass, and outside of regions, it is the one given; when the region runs again it
+    is the same, and None if the layers had not been known as siblings.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None:
+        return group, False
+    pack = getattr(hooks[0], "_torchdynamo_orig_callable", hooks[0])
+    names = getattr(getattr(pack, "__code__", None), "co_freevars", ())
+    cells = dict(zip(names, getattr(pack, "__closure__", None) or (), strict=False))
+    try:
+        if _FORWARD in cells:
+            frame = cells[_FORWARD].cell_contents
+            return _decided.setdefault(frame, {}).setdefault(id(family), group), False
+        if _AGAIN in cells:
+            frame = cells[_AGAIN].cell_contents()
+            return _decided.get(frame, {}).get(id(family)), True
+    except (TypeError, ValueError):  # of another torch
+        return None, False
+    return group, False

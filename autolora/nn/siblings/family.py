@@ -1,0 +1,229 @@
+"""Families: layers that got the very same tensor when they first ran, and how they run together."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora.graphs.function import LayerTensors
+from autolora.graphs.siblings.function import SiblingCall
+from autolora.graphs.siblings.source import SiblingExecutable
+from autolora.nn.choosing import decide
+from autolora.nn.layer_state import UNDECIDED, Choice, LayerState
+from autolora.nn.siblings.inputs import SharedInputs
+from autolora.nn.statement import Layer, layer_facts, problem_of_call
+from autolora.problem import Problem, Siblings
+
+_MOST_MISSES = 3  # calls in a row that not all joined, after which a family is given up
+_FASTER = "faster without its siblings"
+
+Marks = tuple[tuple[int, int], ...]
+
+
+class _Inputs(threading.local):
+    """The inputs of the layers that ran last in this thread."""
+
+    def __init__(self) -> None:
+        self.shared: SharedInputs[Member] = SharedInputs()
+
+
+_inputs = _Inputs()
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Member:
+    """A layer of a family; the family does not keep it alive."""
+
+    state: weakref.ref[LayerState]
+    module: weakref.ref[Any]
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Family:
+    """Layers that got the very same tensor, in the order of their calls.
+
+    Args:
+        members: the layers.
+        groups: how they run together, by policy and problem; None where they do not.
+        pending: the call that some have begun, and not all have joined yet.
+        misses: calls in a row that not all have joined.
+        given_up: why they run one by one from now on.
+    """
+
+    members: tuple[Member, ...] = ()
+    groups: dict[tuple[str, Siblings], Group | None] = field(default_factory=dict)
+    pending: Pending | None = None
+    misses: int = 0
+    given_up: str = ""
+
+    def grow(self, members: Sequence[Member]) -> None:
+        """Sets the members; what was decided for fewer is decided again."""
+        self.members, self.groups = tuple(members), {}
+        for member in members:
+            if (state := member.state()) is not None:
+                state.family = self
+                for choice in state.choices.values():
+                    choice.group = UNDECIDED
+
+    def tensors(self) -> list[tuple[LayerTensors, float, float]] | str:
+        """The tensors, scaling and dropout of each layer now, or why one has none."""
+        found = []
+        for member in self.members:
+            module = member.module()
+            now = "it is gone" if module is None else module._tensors_now()
+            if isinstance(now, str):
+                return f"a sibling: {now}"
+            found.append(now)
+        return found
+
+    def number(self, state: LayerState) -> int:
+        """The place of a layer."""
+        return next(n for n, each in enumerate(self.members) if each.state() is state)
+
+    def miss(self, why: str) -> None:
+        """Ends a call that not all have joined."""
+        pending, self.pending = self.pending, None
+        if pending is None or pending.again:
+            return
+        pending.group.alone = why
+        self.misses += 1
+        if self.misses >= _MOST_MISSES:
+            self.given_up = why
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Group:
+    """How a family runs one problem together.
+
+    Args:
+        family: of the layers.
+        choice: the graph, and why.
+        executable: of the graph.
+        facts: of each layer's tensors, which decide its problem.
+        calls: of each layer.
+        alone: why they ran one by one the last time that they did.
+    """
+
+    family: Family
+    choice: Choice
+    executable: SiblingExecutable
+    facts: list[Layer]
+    calls: list[int]
+    alone: str = ""
+
+
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
+class Pending:
+    """A call of a family that not all have joined.
+
+    Args:
+        group: that runs.
+        call: what serves all, and the carriers of the gradients of the others.
+        x: their input.
+        version: of the input.
+        marks: by which the tensors of each layer are known again.
+        held: these tensors, so that no other tensor gets their memory.
+        thread: that began the call.
+        missing: numbers of the layers that have not joined.
+        again: whether a checkpointed region runs again, which may end before all have joined.
+        output: Y of the first layer; when it is gone, nobody waits for the others.
+    """
+
+    group: Group
+    call: SiblingCall
+    x: Tensor
+    version: int
+    marks: list[Marks]
+    held: list[LayerTensors]
+    thread: int
+    missing: set[int]
+    again: bool
+    output: weakref.ref[Tensor] | None = None
+
+
+def note_input(state: LayerState, module: Any, x: Tensor) -> None:
+    """Notes what a layer that has no siblings yet was called with in training."""
+    if not (state.policy.siblings and torch.is_grad_enabled()):
+        return
+    member = Member(weakref.ref(state), weakref.ref(module))
+    members = _inputs.shared.note(x, member)
+    if len(members) == 1:
+        return
+    if any(each.state() is state for each in members[:-1]):
+        members.pop()  # called twice
+        return
+    first = members[0].state()
+    family = None if first is None else first.family
+    family = Family() if family is None else family
+    family.grow(members)
+
+
+def families(model: nn.Module) -> list[tuple[str, ...]]:
+    """The paths of the layers of each family that was seen in a model's own calls."""
+    states = {
+        id(state): (name, state)
+        for name, module in model.named_modules()
+        if isinstance(state := getattr(module, "_autolora", None), LayerState)
+    }
+    found: dict[int, tuple[str, ...]] = {}
+    for _, state in states.values():
+        if (family := state.family) is not None and id(family) not in found:
+            members = (states.get(id(member.state())) for member in family.members)
+            found[id(family)] = tuple(each[0] for each in members if each is not None)
+    return list(found.values())
+
+
+def decide_group(state: LayerState, choice: Choice, x: Tensor) -> Group | None:
+    """How the siblings of a layer run together; None where they run one by one."""
+    family: Family = state.family
+    if state.policy.chooser is not None:
+        return None
+    posed = _posed(family, state, x)
+    if isinstance(posed, str):
+        choice.alone = posed
+        return None
+    problem, facts = posed
+    key = (state.policy.key, problem)
+    if key not in family.groups:
+        made = decide(problem, x.device, state.policy)
+        group = None
+        if made.joint is not None:
+            group = Group(family, made, made.joint, facts, [0] * len(facts))
+        family.groups[key] = group
+        choice.alone = "" if group is not None or made.reason == "miss" else _FASTER
+    return family.groups[key]
+
+
+def _posed(family: Family, state: LayerState, x: Tensor) -> tuple[Siblings, list[Layer]] | str:
+    """The problem of a family's layers and the facts that it follows from, or why there is none."""
+    now = family.tensors()
+    if isinstance(now, str):
+        return now
+    problems: list[Problem] = []
+    for member, (tensors, _, p) in zip(family.members, now, strict=True):
+        own = member.state()
+        if own is None or own.policy is not state.policy:
+            return "a sibling chooses its graphs in another way"
+        problem = problem_of_call(x, tensors, p, state.policy.compute_dtype)
+        if isinstance(problem, str):
+            return f"a sibling: {problem}"
+        problems.append(problem)
+    found = Siblings.of(problems)
+    facts = [layer_facts(tensors) for tensors, _, _ in now]
+    return f"siblings: {found}" if isinstance(found, str) else (found, facts)
+
+
+def together_of(choice: Choice, state: LayerState) -> Choice | None:
+    """The choice that a layer has run together with its siblings, with its own number of calls."""
+    group = choice.group
+    if not isinstance(group, Group):
+        return None
+    choice.alone = group.alone
+    calls = group.calls[group.family.number(state)]
+    return replace(group.choice, calls=calls) if calls else None

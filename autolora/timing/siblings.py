@@ -1,0 +1,233 @@
+"""Measuring the graphs of sibling layers: their data, what may be fast, and verdicts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from autolora.cache.records.candidate import Verdict
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.function import run
+from autolora.graphs.graph import Graph
+from autolora.graphs.operators import dequantize
+from autolora.graphs.reference import reference
+from autolora.graphs.siblings.function import run_siblings
+from autolora.graphs.siblings.graph import SiblingGraph
+from autolora.graphs.siblings.source import sibling_executable
+from autolora.graphs.siblings.space import apart, compositions, reference_graph
+from autolora.graphs.source import executable
+from autolora.graphs.unmeasured import analytic_graph
+from autolora.objective import Objective
+from autolora.problem import Problem, Siblings
+from autolora.timing import data
+from autolora.timing.accuracy import (
+    MAGNITUDES,
+    Both,
+    Figures,
+    exactly,
+    gain_of,
+    judged,
+    judged_at,
+    relative_error,
+)
+from autolora.timing.clock import Measure
+from autolora.timing.data import SCALING
+from autolora.timing.screen import Prediction
+
+_CLOSE = 1.15  # times the shortest step so far: what takes longer is timed once
+_PASSES = 4
+
+
+@dataclass(slots=True)
+class Data:
+    """The tensors of sibling layers, of which those in ``problem.gradients`` need a gradient.
+
+    Args:
+        problem: of the layers.
+        X: of all of them.
+        layers: the tensors of each, as in :class:`autolora.timing.data.Data`.
+    """
+
+    problem: Siblings
+    X: Tensor
+    layers: list[data.Data]
+
+    @classmethod
+    def random(
+        cls, problem: Siblings, device: torch.device, *, magnitude: float = 0.1, seed: int = 0
+    ) -> Data:
+        """Draws the tensors of a problem on a device.
+
+        Raises:
+            AutoloraError: W is quantised and bitsandbytes is not installed.
+        """
+        layers = [
+            data.Data.random(part, device, magnitude=magnitude, seed=seed + number)
+            for number, part in enumerate(problem.parts)
+        ]
+        X = layers[0].X
+        return cls(problem, X, [replace(layer, X=X) for layer in layers])
+
+    def forward(self, graph: SiblingGraph) -> Callable[[], list[Tensor]]:
+        """Every Y along a graph."""
+        if graph.is_joint:
+            made = sibling_executable(graph, self.problem)
+            tensors = [layer.tensors for layer in self.layers]
+            scalings = [SCALING] * len(tensors)
+            return lambda: run_siblings(made, self.X, tensors, scalings)
+        graphs = graph.layers or (None,) * len(self.layers)
+        runs = [_alone(*each) for each in zip(graphs, self.problem.parts, strict=True)]
+        return lambda: [run(self.X, layer) for run, layer in zip(runs, self.layers, strict=True)]
+
+    def step(self, graph: SiblingGraph) -> Callable[[], object]:
+        """Forward and backward along a graph."""
+        return self._backward(self.forward(graph))
+
+    def floor(self) -> Callable[[], object]:
+        """Forward and backward of the layers without adapters."""
+        return self._backward(
+            lambda: [
+                linear(self.X, each.W, each.b) if isinstance(each.W, Tensor) else each.W(self.X)
+                for each in self.layers
+            ]
+        )
+
+    def clear(self) -> None:
+        """Drops the gradients of the last step."""
+        for layer in self.layers:
+            layer.clear()
+
+    def _backward(self, forward: Callable[[], list[Tensor]]) -> Callable[[], object]:
+        gradients = [layer.G for layer in self.layers]
+
+        def step() -> None:
+            outputs = forward()
+            if outputs[0].requires_grad:
+                torch.autograd.backward(outputs, gradients)
+
+        return step
+
+
+def _alone(graph: Graph | None, part: Problem) -> Callable[[Tensor, data.Data], Tensor]:
+    """A layer as a function of X and its tensors; no graph is PEFT's."""
+    if graph is None or graph.is_reference:
+        dtype = getattr(torch, part.compute_dtype)
+        return lambda X, layer: reference(X, layer.tensors, SCALING, 0.0, dtype)
+    made = executable(graph, part)
+    return lambda X, layer: run(made, X, layer.tensors, SCALING)
+
+
+def predict(
+    problem: Siblings,
+    given: Data,
+    objectives: Sequence[Objective],
+    measure: Measure,
+    rng: random.Random,
+    parts: Sequence[BaseGraph],
+) -> list[Prediction]:
+    """The graphs worth racing, fastest first: there are so few that whole steps are timed.
+
+    Args:
+        problem: of the layers.
+        given: its tensors.
+        objectives: time is always one; nothing keeps more than the layers one by one.
+        measure: times one call.
+        rng: shuffles the order.
+        parts: the graphs of the single layers, those of their records where there are any.
+    """
+    layers = [graph for graph in parts if isinstance(graph, Graph)] or [
+        analytic_graph(part) for part in problem.parts
+    ]
+    graphs = [apart(layers), *compositions(problem, layers)]
+    runs = {graph: given.step(graph) for graph in graphs}
+    times: dict[SiblingGraph, float] = {}
+    for number in range(_PASSES):
+        least = min(times.values(), default=0.0)
+        for graph in rng.sample(graphs, len(graphs)):
+            if number < 2 or times[graph] <= _CLOSE * least:
+                given.clear()
+                taken = measure(runs[graph])
+                times[graph] = taken if number == 0 else min(taken, times[graph])
+    given.clear()
+    return [Prediction(graph, times[graph]) for graph in sorted(graphs, key=times.__getitem__)]
+
+
+def verdict(graph: SiblingGraph, problem: Siblings, device: torch.device) -> Verdict:
+    """Whether every layer is as accurate along a graph as along the reference graph.
+
+    See :func:`autolora.timing.accuracy.verdict`; of the layers the worst counts.
+    """
+    small = judged_at(problem)
+    mine, theirs = (_figures(each, small, device) for each in (graph, reference_graph(small)))
+    return judged(mine, theirs, problem)
+
+
+@lru_cache(maxsize=256)
+def _figures(graph: SiblingGraph, problem: Siblings, device: torch.device) -> Both:
+    first, second = (_measured(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
+    return first, second
+
+
+def _measured(
+    graph: SiblingGraph, problem: Siblings, device: torch.device, magnitude: float
+) -> Figures:
+    given, exact, effects = _oracle(problem, device, magnitude)
+    given.clear()
+    outputs = given.forward(graph)()
+    torch.autograd.backward(outputs, [layer.G for layer in given.layers])
+    errors = {"Y": 0.0, "dX": 0.0, "dA": 0.0, "dB": 0.0}
+    results = _results(outputs, given.X, [layer.leaves for layer in given.layers])
+    for name, values in results.items():
+        pairs = zip(values, exact[name], strict=True)
+        errors[name] = max(relative_error(value, right) for value, right in pairs)
+    layers = [
+        replace(layer, B=torch.zeros_like(layer.B).requires_grad_()) for layer in given.layers
+    ]
+    without = replace(given, layers=layers).forward(graph)()
+    gains = [
+        gain_of(Y.detach(), Y0.detach(), effect)
+        for Y, Y0, effect in zip(outputs, without, effects, strict=True)
+    ]
+    gain, noise = max(gains, key=lambda each: abs(each[0] - 1))
+    return Figures({name: errors[name] for name in results}, gain, noise)
+
+
+def _results(
+    outputs: Sequence[Tensor], X: Tensor, leaves: Sequence[dict[str, Tensor]]
+) -> dict[str, list[Tensor]]:
+    """Every Y and the gradients, by name."""
+    found = {"Y": [Y.detach() for Y in outputs]}
+    if X.grad is not None:
+        found["dX"] = [X.grad]
+    for name in ("A", "B"):
+        gradients = [own[name].grad for own in leaves]
+        found[f"d{name}"] = [gradient for gradient in gradients if gradient is not None]
+    return found
+
+
+@lru_cache(maxsize=2)
+def _oracle(
+    problem: Siblings, device: torch.device, magnitude: float
+) -> tuple[Data, dict[str, list[Tensor]], list[Tensor]]:
+    """The data, their results in float64, and the exact effect of each adapter on its Y."""
+    given = Data.random(problem, device, magnitude=magnitude, seed=1)
+    X = given.X.detach().double().requires_grad_(given.X.requires_grad)
+    one = torch.ones((), dtype=torch.float64, device=device)
+    leaves, outputs, effects = [], [], []
+    for layer in given.layers:
+        own = {name: layer.leaves[name].detach().double().requires_grad_() for name in "AB"}
+        weight = layer.W if isinstance(layer.W, Tensor) else dequantize(layer.W, layer.X.dtype)
+        frozen = weight.double(), None if layer.b is None else layer.b.double()
+        outputs.append(exactly(*frozen, {"X": X, **own}, one))
+        with torch.no_grad():
+            without = {"X": X, "A": own["A"], "B": torch.zeros_like(own["B"])}
+            effects.append(outputs[-1] - exactly(*frozen, without, one))
+        leaves.append(own)
+    torch.autograd.backward(outputs, [layer.G.double() for layer in given.layers])
+    return given, _results(outputs, X, leaves), effects

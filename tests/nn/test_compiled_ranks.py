@@ -1,0 +1,91 @@
+"""Compiled blocks of accelerated models under DDP and FSDP2: PEFT's numbers of one process."""
+
+import pytest
+import torch
+from made_up_ranks import run_as_ranks
+
+from autolora.graphs.operators import TRACEABLE
+
+pytestmark = pytest.mark.skipif(not TRACEABLE, reason="this torch compiles PEFT's path")
+
+# Each rank trains on a batch of its own; PEFT alone, in one process, on both.
+PROGRAM = """
+import copy, json
+import torch
+from peft_models import llama
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+import autolora
+from autolora.nn.choosing import pin
+from autolora.nn.layer_state import layer_states
+from autolora.graphs.space import valid_graphs
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+
+def some_graph(problem):
+    graphs = [graph for graph in valid_graphs(problem).values() if not graph.is_reference]
+    return graphs[len(graphs) // 2]
+
+def ids(rank, step):
+    return torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(10 * rank + step))
+
+def whole(parameter):
+    found = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return found.detach().flatten().tolist()
+
+def trained(net, batch, model=None):
+    trainable = [p for p in (model or net).parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        given = batch(step)
+        net(input_ids=given, labels=given).loss.backward()
+        optimizer.step()
+    return [whole(p) for p in trainable]
+
+def compiled_copy(plain):
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    pin(fast, some_graph)
+    blocks = fast.base_model.model.model.layers
+    for number, block in enumerate(blocks):
+        blocks[number] = torch.compile(block, backend="aot_eager", fullgraph=True)
+    return fast, blocks
+
+def run(fast):  # not by explain, which looks at the weights, and these are sharded now
+    choices = [choice for _, state in layer_states(fast) for choice in state.choices.values()]
+    traced = [c for _, state in layer_states(fast) for c in state.policy.traced.values()]
+    return sorted({choice.graph.name for choice in (*choices, *traced) if choice.is_compiled})
+
+def mine(step):
+    return ids(rank, step)
+
+plain = llama()
+fast, _ = compiled_copy(plain)
+by_ddp = trained(nn.parallel.DistributedDataParallel(fast), mine, fast)
+seen = run(fast)
+torch._dynamo.reset()
+fast, blocks = compiled_copy(plain)
+for block in blocks:
+    fully_shard(block)
+fully_shard(fast)
+by_fsdp = trained(fast, mine)
+alone = trained(plain, lambda step: torch.cat([ids(0, step), ids(1, step)]))
+distributed.barrier()
+print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp, "alone": alone, "seen": [seen, run(fast)]}))
+distributed.destroy_process_group()
+"""
+
+
+def test_ddp_and_fsdp2_around_compiled_blocks(tmp_path):
+    variables = {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    for found, _ in run_as_ranks(PROGRAM, [variables] * 2):
+        for way in ("ddp", "fsdp"):
+            for mine, theirs in zip(found[way], found["alone"], strict=True):
+                torch.testing.assert_close(
+                    torch.tensor(mine), torch.tensor(theirs), rtol=1e-3, atol=1e-4
+                )
+        for graphs in found["seen"]:
+            assert graphs
+            assert "reference" not in graphs
