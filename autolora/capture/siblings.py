@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from autolora.problem import EAGER, BaseProblem, Problem, Siblings
+from autolora.problem import BaseProblem, Problem, Siblings
 
 Family = tuple[str, ...]
 
@@ -12,7 +12,7 @@ Family = tuple[str, ...]
 def problem_of_siblings(layers: Sequence[BaseProblem]) -> Siblings | None:
     """The problem of layers with one X, None if they run one by one."""
     single = [layer for layer in layers if isinstance(layer, Problem)]
-    if len(single) < len(layers) or any(layer.mode != EAGER for layer in single):
+    if len(single) < len(layers):
         return None
     found = Siblings.of(single)
     return None if isinstance(found, str) else found

@@ -101,7 +101,7 @@ class Policy:
 
     def traced_for(self, layer: object) -> list[Choice]:
         """The choices made while layers with these facts were compiled, see ``statement``."""
-        return [choice for (like, *_), choice in self.traced.items() if like == layer]
+        return [c for (like, *_), c in self.traced.items() if like == layer or layer in like]
 
     @staticmethod
     def shared(
@@ -130,7 +130,7 @@ class LayerState:
         siblings: whether the layer may run together with others that have its input.
     """
 
-    __slots__ = ("__weakref__", "choices", "family", "policy")
+    __slots__ = ("__weakref__", "choices", "family", "place", "policy")
 
     def __init__(
         self,
@@ -141,6 +141,7 @@ class LayerState:
         self.policy = Policy.shared(compute_dtype, objective, siblings)
         self.choices: dict[Key, Choice] = {}  # by everything that determines a call's problem
         self.family: Any = None  # of siblings, once it is known
+        self.place = 0  # in the family
         with _lock:
             _all.add(self)
 

@@ -6,7 +6,7 @@ can treat these as constants, which it cannot do with tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autolora.graphs.function import LayerTensors
 from autolora.nn.layer_tensors import base_layout
-from autolora.problem import DTYPES, EAGER, Problem
+from autolora.problem import DTYPES, EAGER, Problem, Siblings
 
 Stored = tuple[torch.dtype, bool] | None  # a tensor's dtype and whether it needs a gradient
 # in_features, out_features, rank, layout, and of W (None if quantised), b, A, B, c and M the dtype
@@ -170,6 +170,21 @@ def problem_of(
         gradients=(name for name, needed in leaves.items() if needed and grad),
         mode=mode,
     )
+
+
+def problem_of_siblings(
+    layers: Sequence[Layer],
+    call: Call,
+    tokens: int,
+    compute_dtype: torch.dtype | None,
+    mode: str,
+) -> Siblings | str:
+    """The problem of layers with one X, or why they run one by one; see :func:`problem_of`."""
+    found = [problem_of(layer, call, tokens, compute_dtype, mode) for layer in layers]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
+    if len(problems) < len(found):
+        return next(reason for reason in found if isinstance(reason, str))
+    return Siblings.of(problems)
 
 
 def problem_of_call(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,17 @@ from autolora.graphs.function import LayerTensors, run_traced
 from autolora.graphs.operators import UNTRACEABLE
 from autolora.nn.choosing import decide, decide_and_report, without_graph
 from autolora.nn.layer_state import LayerState, Policy, policy_named
-from autolora.nn.statement import Call, Layer, call_facts, layer_facts, problem_of
-from autolora.problem import COMPILED, DEVICES, Problem
+from autolora.nn.statement import (
+    Call,
+    Layer,
+    call_facts,
+    layer_facts,
+    problem_of,
+    problem_of_siblings,
+)
+from autolora.problem import COMPILED, DEVICES, Problem, Siblings
+
+Layers = tuple[Layer, ...]  # with one X
 
 _MOST_TOKENS = 1 << 24  # beyond which the graph is that of so many
 
@@ -49,8 +59,45 @@ def run_layer_traced(
     quantised = not isinstance(W, Tensor)
     own = getattr(W, "compute_dtype", None) if quantised else None
     x = x if own is None else x.to(own)
-    key, layer, call = state.policy.key, layer_facts(tensors), call_facts(x, tensors, p)
-    tokens = x.numel() // A.shape[1]
+    call = call_facts(x, tensors, p)
+    if state.family is not None and not quantised and call[7] and p == 0:
+        Y = _run_together(state, x, call)
+        if Y is not None:
+            return Y
+    made = _executable(state, x, layer_facts(tensors), call)
+    if made is None:
+        return None
+    autocast = call[6]
+    if autocast is not None and not quantised:
+        given = autocast
+        x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
+    return run_traced(made, x, (W, b, A, B, c, M), s, p).to(given)
+
+
+def _run_together(state: LayerState, x: Tensor, call: Call) -> Tensor | None:
+    """Y of a layer along the graph of its siblings, None if it runs by itself."""
+    from autolora.nn.siblings.traced import computed_traced, taken_traced, tensors_traced
+
+    family, place = state.family, state.place
+    if family.traced_apart or not state.policy.siblings:
+        return None
+    if family.traced_x is not None:
+        return taken_traced(family, place, x)
+    layers = tensors_traced(family)
+    if layers is None:
+        return None
+    facts = tuple([layer_facts(tensors) for tensors, _ in layers])
+    made = _executable(state, x, facts, call)
+    if made is None:
+        return None
+    dtype = x.dtype if call[6] is None else call[6]
+    return computed_traced(family, place, x, made, layers, dtype)
+
+
+def _executable(state: LayerState, x: Tensor, layer: Layer | Layers, call: Call) -> Any:
+    """What a layer, or all of several siblings, run; None if they run PEFT's way or by itself."""
+    key = state.policy.key
+    tokens = x.numel() // x.shape[-1]
     comptime(_note_call)
     piece = 0
     for last in _last_tokens(key, layer, call, x.device):
@@ -58,13 +105,7 @@ def run_layer_traced(
             break
         piece += 1
     name = _chosen(key, layer, call, x.device, piece)
-    if not name:
-        return None
-    autocast = call[6]
-    if autocast is not None and not quantised:
-        given = autocast
-        x, W, b = x.to(given), W.to(given), None if b is None else b.to(given)
-    return run_traced(getattr(_executables, name), x, (W, b, A, B, c, M), s, p).to(given)
+    return getattr(_executables, name) if name else None
 
 
 def leave_traced(state: LayerState, tensors: LayerTensors) -> None:
@@ -89,14 +130,18 @@ def _note_call(context: ComptimeContext) -> None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _last_tokens(key: str, layer: Layer, call: Call, device: torch.device) -> tuple[int, ...]:
+def _last_tokens(
+    key: str, layer: Layer | Layers, call: Call, device: torch.device
+) -> tuple[int, ...]:
     """The last counts of the pieces between which the graph changes; none if it is static."""
     return () if _tokens is not None else _pieces(policy_named(key), layer, call, device)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _chosen(key: str, layer: Layer, call: Call, device: torch.device, piece: int) -> str:
-    """The name of the executable that the layer runs, ``""`` if its own ``forward`` is used.
+def _chosen(key: str, layer: Layer | Layers, call: Call, device: torch.device, piece: int) -> str:
+    """The name of the executable that a layer runs, ``""`` if its own ``forward`` is used.
+
+    Of siblings that of all together, ``""`` if they run one by one.
 
     Raises:
         MissError: in strict mode, if there are no timings and gradients are needed.
@@ -112,25 +157,34 @@ def _chosen(key: str, layer: Layer, call: Call, device: torch.device, piece: int
     if isinstance(problem, str):
         choice = without_graph(problem)
     else:
-        choice = decide_and_report(problem, device, policy)
+        if isinstance(problem, Problem):
+            choice = decide_and_report(problem, device, policy)
+        elif (choice := decide(problem, device, policy)).joint is None:
+            return ""  # one by one
         choice.detail = "; ".join(filter(None, (where, choice.detail)))
     policy.traced[layer, call, tokens] = choice
     if state is not None:
         state.remember(("traced", layer, call, tokens), choice)
-    if choice.executable is None:
+    made = choice.executable or choice.joint
+    if made is None:
         return ""
-    made = choice.executable
     name = f"{made.graph.name} {made.problem!r}"
     setattr(_executables, name, made)
     return name
 
 
-def _problem(policy: Policy, layer: Layer, call: Call, tokens: int) -> Problem | str:
+def _problem(
+    policy: Policy, layer: Layer | Layers, call: Call, tokens: int
+) -> Problem | Siblings | str:
+    if isinstance(layer[0], tuple):
+        return problem_of_siblings(layer, call, tokens, policy.compute_dtype, COMPILED)
     return problem_of(layer, call, tokens, policy.compute_dtype, COMPILED)
 
 
 @lru_cache(maxsize=128)
-def _pieces(policy: Policy, layer: Layer, call: Call, device: torch.device) -> tuple[int, ...]:
+def _pieces(
+    policy: Policy, layer: Layer | Layers, call: Call, device: torch.device
+) -> tuple[int, ...]:
     """The last token count of each range with one graph but the last, ascending."""
     if isinstance(_problem(policy, layer, call, 1), str):
         return ()

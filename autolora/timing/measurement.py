@@ -134,7 +134,7 @@ def measure_problem(
             measure,
             plan.pace_for(step_ns, left),
             rng,
-            baseline=found.reference.name,
+            baseline=(found.fallback if found.fallback.name in steps else found.reference).name,
             kept={by_flops},
             observed={FLOOR, *barred},
             pools=found.pools,
@@ -208,7 +208,7 @@ def _beaten(known: Record | None, found: Selection) -> dict[str, Candidate]:
     """The candidates of an earlier record that need no more timing to be known as slower."""
     if known is None:
         return {}
-    wanted = {known.winner, found.reference.name, found.by_flops.name}
+    wanted = {known.winner, *(g.name for g in (found.reference, found.by_flops, found.fallback))}
     wanted = wanted.union(*found.pools)
     return {
         candidate.graph: candidate

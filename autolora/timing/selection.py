@@ -33,6 +33,8 @@ class Selection:
         judge: returns the verdict of a graph.
         reference: the reference graph.
         by_flops: the choice by FLOPs.
+        fallback: what wins unless another is faster by more than the noise: the parts of a problem
+            one by one, or the reference graph.
         verdicts: of all graphs considered, including rejected ones.
         racing: the graphs that race, including the reference graph and the choice by FLOPs.
         pools: names of the graphs of each group whose fastest is wanted too.
@@ -41,6 +43,7 @@ class Selection:
     judge: Judge
     reference: BaseGraph
     by_flops: BaseGraph
+    fallback: BaseGraph
     verdicts: dict[BaseGraph, Verdict] = field(default_factory=dict)
     racing: list[BaseGraph] = field(default_factory=list)
     pools: list[frozenset[str]] = field(default_factory=list)
@@ -86,13 +89,15 @@ def select_candidates(
         also: graphs that race too, if they are accurate.
     """
     by_flops, reference = flops_graph(problem), reference_graph(problem)
-    found = Selection(judge, reference, by_flops)
+    found = Selection(judge, reference, by_flops, reference)
     kinds = kinds_of(objectives)
     _add_fast(predictions, found, most, within)
     best = found.racing[0] if found.racing else reference
     found.accepts(by_flops)
     found.accepts(reference)
-    found.add([by_flops, reference, *filter(found.allows, also)])
+    apart = [each.graph for each in predictions if each.graph.is_apart]
+    found.fallback = next(filter(found.accepts, apart), reference)
+    found.add([by_flops, reference, found.fallback, *filter(found.allows, also)])
     if "memory" in kinds:
         _add_lean(problem, predictions, best, objectives, found)
     if "accuracy" in kinds:

@@ -13,18 +13,18 @@ from torch.nn.functional import linear
 
 from autolora.cache.records.candidate import Verdict
 from autolora.graphs.base import BaseGraph
-from autolora.graphs.function import run
+from autolora.graphs.function import LayerTensors, run, run_traced
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize
 from autolora.graphs.reference import reference
-from autolora.graphs.siblings.function import run_siblings
+from autolora.graphs.siblings.function import run_siblings, run_siblings_traced
 from autolora.graphs.siblings.graph import SiblingGraph
 from autolora.graphs.siblings.source import sibling_executable
 from autolora.graphs.siblings.space import apart, compositions, reference_graph
 from autolora.graphs.source import executable
 from autolora.graphs.unmeasured import analytic_graph
 from autolora.objective import Objective
-from autolora.problem import Problem, Siblings
+from autolora.problem import COMPILED, EAGER, Problem, Siblings
 from autolora.timing import data
 from autolora.timing.accuracy import (
     MAGNITUDES,
@@ -37,11 +37,15 @@ from autolora.timing.accuracy import (
     relative_error,
 )
 from autolora.timing.clock import Measure
+from autolora.timing.compiling import compiled
 from autolora.timing.data import SCALING
 from autolora.timing.screen import Prediction
 
 _CLOSE = 1.15  # times the shortest step so far: what takes longer is timed once
 _PASSES = 4
+_KEPT = 64  # layers, which verdict and race share: compiling them takes seconds
+
+Layers = Callable[[Tensor, Sequence[LayerTensors]], Sequence[Tensor]]
 
 
 @dataclass(slots=True)
@@ -74,16 +78,11 @@ class Data:
         X = layers[0].X
         return cls(problem, X, [replace(layer, X=X) for layer in layers])
 
-    def forward(self, graph: SiblingGraph) -> Callable[[], list[Tensor]]:
-        """Every Y along a graph."""
-        if graph.is_joint:
-            made = sibling_executable(graph, self.problem)
-            tensors = [layer.tensors for layer in self.layers]
-            scalings = [SCALING] * len(tensors)
-            return lambda: run_siblings(made, self.X, tensors, scalings)
-        graphs = graph.layers or (None,) * len(self.layers)
-        runs = [_alone(*each) for each in zip(graphs, self.problem.parts, strict=True)]
-        return lambda: [run(self.X, layer) for run, layer in zip(runs, self.layers, strict=True)]
+    def forward(self, graph: SiblingGraph) -> Callable[[], Sequence[Tensor]]:
+        """Every Y along a graph, in the problem's mode."""
+        layers = _layers(graph, self.problem)
+        tensors = [layer.tensors for layer in self.layers]
+        return lambda: layers(self.X, tensors)
 
     def step(self, graph: SiblingGraph) -> Callable[[], object]:
         """Forward and backward along a graph."""
@@ -91,19 +90,16 @@ class Data:
 
     def floor(self) -> Callable[[], object]:
         """Forward and backward of the layers without adapters."""
-        return self._backward(
-            lambda: [
-                linear(self.X, each.W, each.b) if isinstance(each.W, Tensor) else each.W(self.X)
-                for each in self.layers
-            ]
-        )
+        layers = _floor(self.problem)
+        tensors = [layer.tensors for layer in self.layers]
+        return self._backward(lambda: layers(self.X, tensors))
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""
         for layer in self.layers:
             layer.clear()
 
-    def _backward(self, forward: Callable[[], list[Tensor]]) -> Callable[[], object]:
+    def _backward(self, forward: Callable[[], Sequence[Tensor]]) -> Callable[[], object]:
         gradients = [layer.G for layer in self.layers]
 
         def step() -> None:
@@ -114,13 +110,50 @@ class Data:
         return step
 
 
-def _alone(graph: Graph | None, part: Problem) -> Callable[[Tensor, data.Data], Tensor]:
+@lru_cache(maxsize=_KEPT)
+def _layers(graph: SiblingGraph, problem: Siblings) -> Layers:
+    """A graph as a function of X and the tensors of every layer."""
+    compiles = problem.mode == COMPILED
+    if graph.is_joint:
+        made = sibling_executable(graph, problem)
+        scalings = [SCALING] * len(problem.ranks)
+        runs = run_siblings_traced if compiles else run_siblings
+
+        def layers(X: Tensor, tensors: Sequence[LayerTensors]) -> Sequence[Tensor]:
+            return runs(made, X, tensors, scalings)
+
+    else:
+        alone = [
+            _alone(*each)
+            for each in zip(
+                graph.layers or (None,) * len(problem.ranks), problem.parts, strict=True
+            )
+        ]
+
+        def layers(X: Tensor, tensors: Sequence[LayerTensors]) -> Sequence[Tensor]:
+            return [run(X, own) for run, own in zip(alone, tensors, strict=True)]
+
+    return compiled(layers) if compiles else layers
+
+
+def _alone(graph: Graph | None, part: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
     """A layer as a function of X and its tensors; no graph is PEFT's."""
     if graph is None or graph.is_reference:
         dtype = getattr(torch, part.compute_dtype)
-        return lambda X, layer: reference(X, layer.tensors, SCALING, 0.0, dtype)
+        return lambda X, tensors: reference(X, tensors, SCALING, 0.0, dtype)
     made = executable(graph, part)
-    return lambda X, layer: run(made, X, layer.tensors, SCALING)
+    runs = run_traced if part.mode == COMPILED else run
+    return lambda X, tensors: runs(made, X, tensors, SCALING)
+
+
+@lru_cache(maxsize=_KEPT)
+def _floor(problem: Siblings) -> Layers:
+    """The layers without adapters, as a function of X and their tensors."""
+
+    def layers(X: Tensor, tensors: Sequence[LayerTensors]) -> Sequence[Tensor]:
+        return [linear(X, W, b) if isinstance(W, Tensor) else W(X) for W, b, *_ in tensors]
+
+    return compiled(layers) if problem.mode == COMPILED else layers
 
 
 def predict(
@@ -131,7 +164,7 @@ def predict(
     rng: random.Random,
     parts: Sequence[BaseGraph],
 ) -> list[Prediction]:
-    """The graphs worth racing, fastest first: there are so few that whole steps are timed.
+    """The graphs worth racing, fastest first: there are so few that whole steps are timed, eager.
 
     Args:
         problem: of the layers.
@@ -145,7 +178,8 @@ def predict(
         analytic_graph(part) for part in problem.parts
     ]
     graphs = [apart(layers), *compositions(problem, layers)]
-    runs = {graph: given.step(graph) for graph in graphs}
+    eager = replace(given, problem=problem.in_mode(EAGER))
+    runs = {graph: eager.step(graph) for graph in graphs}
     times: dict[SiblingGraph, float] = {}
     for number in range(_PASSES):
         least = min(times.values(), default=0.0)

@@ -17,6 +17,7 @@ from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.choosing import refresh
 from autolora.nn.defaults import default_objective, objective_of
 from autolora.nn.freezing.freeze import freeze_anew
+from autolora.nn.siblings.family import make_families
 from autolora.objective import Objective
 from autolora.problem import COMPILED, DEVICES, BaseProblem
 from autolora.timing.compiling import mode_from, require_compiler
@@ -38,9 +39,9 @@ class _Asked:
     between: bool = False
 
     def compiled(self) -> _Asked:
-        """The same problems, compiled; siblings are compiled one by one."""
+        """The same problems, compiled."""
         weights = self.weights and {p.in_mode(COMPILED): n for p, n in self.weights.items()}
-        problems = [each.in_mode(COMPILED) for each in self.problems if not each.parts]
+        problems = [problem.in_mode(COMPILED) for problem in self.problems]
         return replace(self, problems=problems, weights=weights)
 
 
@@ -138,6 +139,7 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     autocast = torch.get_autocast_dtype(device.type) if on else None
     capture = model_problems(model, tokens.counts, autocast)
     wanted = list(dict.fromkeys(layer.state.policy.wanted for layer in layers))
+    make_families(model, capture.siblings)
     return _Asked(capture.problems, wanted, device, model, capture.uses, tokens.ranged)
 
 

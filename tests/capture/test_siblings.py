@@ -104,4 +104,5 @@ def test_siblings_that_run_one_by_one_have_no_problem():
     assert problem_of_siblings([problem(), problem(8)]) is not None
     assert problem_of_siblings([problem(), problem(8, dropout=True)]) is None
     compiled = [problem(mode=COMPILED), problem(8, mode=COMPILED)]
-    assert problem_of_siblings(compiled) is None
+    assert problem_of_siblings(compiled).mode == COMPILED
+    assert problem_of_siblings([problem(mode=COMPILED), problem(8)]) is None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class SiblingCall:
         """Begins the call; Y of the layer that is called first. Autocast must be off."""
         if not self.x.is_contiguous():
             self.x = self.x.contiguous()
-        self.edges = tuple(accumulate((t[2].shape[0] for t in self.tensors), initial=0))
+        self.edges = _edges([layer[2] for layer in self.tensors])
         parameters = [t[n] for n in (2, 3) for t in self.tensors]
         outputs = _Siblings.apply(self, leader, self.x, *parameters)  # type: ignore[no-untyped-call]
         self.carriers = {n: each for n, each in enumerate(outputs) if n != leader}
@@ -77,6 +76,67 @@ def run_siblings(
     call = SiblingCall(executable, x, tensors, scalings)
     first = call.start(0)
     return [first, *(call.join(number) for number in range(1, len(tensors)))]
+
+
+def run_siblings_traced(
+    executable: SiblingExecutable,
+    x: Tensor,
+    tensors: Sequence[LayerTensors],
+    scalings: Sequence[float],
+) -> tuple[Tensor, ...]:
+    """Computes every Y of a compiled problem at once: the compiler drops what is not used.
+
+    Autocast may be on: the graph converts by itself. No base layer may be quantised.
+    """
+    x = x.contiguous()
+    flat = [each for layer in tensors for each in layer[:4]]
+    with torch.autocast(executable.problem.device, enabled=False):
+        return _TracedSiblings.apply(x, executable, tuple(scalings), *flat)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _TracedSiblings(torch.autograd.Function):
+    """All layers as one node, for a trace."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, executable: SiblingExecutable, scalings: Any, *flat: Any
+    ) -> tuple[Tensor, ...]:
+        count = len(scalings)
+        layers = [flat[4 * n : 4 * n + 4] for n in range(count)]
+        edges = _edges([layer[2] for layer in layers])
+        made = executable.shared(x, [layer[2] for layer in layers], edges)
+        outputs = [
+            executable.forwards[n](x, *layers[n], scalings[n], edges, made) for n in range(count)
+        ]
+        known = {"X": x, **dict(zip(executable.made_names, made, strict=True))}
+        for n in range(count):
+            W, _, A, B = layers[n]
+            known |= {f"W{n + 1}": W, f"A{n + 1}": A, f"B{n + 1}": B}
+        ctx.save_for_backward(*[known[name] for name in executable.saved_names])
+        ctx.call = (executable, scalings, edges, x.shape)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        executable, scalings, edges, shape = ctx.call
+        rows = [G.reshape(-1, G.shape[-1]).contiguous() for G in gradients]
+        quantised = [None] * len(rows)
+        with torch.autocast(executable.problem.device, enabled=False):
+            dX, dA, dB = executable.backward(rows, ctx.saved_tensors, quantised, scalings, edges)
+        if dX is not None:
+            dX = dX.reshape(shape)
+        flat: list[Tensor | None] = []
+        for a, b in zip(dA, dB, strict=True):
+            flat += [None, None, a, b]
+        return dX, None, None, *flat
+
+
+def _edges(narrow: Sequence[Tensor]) -> tuple[int, ...]:
+    """The columns of h at which each layer's begin, from every A."""
+    edges = [0]
+    for A in narrow:
+        edges.append(edges[-1] + A.shape[0])
+    return tuple(edges)
 
 
 class _Siblings(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,10 @@ class Family:
         pending: the call that some have begun, and not all have joined yet.
         misses: calls in a row that not all have joined.
         given_up: why they run one by one from now on.
+        traced_apart: whether they do so in compiled code.
+        traced_x: while torch.compile traces them, the input of those that have run.
+        traced_version: of that input.
+        traced_outputs: Y of those that have not.
     """
 
     members: tuple[Member, ...] = ()
@@ -61,13 +65,17 @@ class Family:
     pending: Pending | None = None
     misses: int = 0
     given_up: str = ""
+    traced_apart: bool = False
+    traced_x: Tensor | None = None
+    traced_version: int = 0
+    traced_outputs: tuple[Tensor | None, ...] = ()
 
     def grow(self, members: Sequence[Member]) -> None:
         """Sets the members; what was decided for fewer is decided again."""
         self.members, self.groups = tuple(members), {}
-        for member in members:
+        for place, member in enumerate(members):
             if (state := member.state()) is not None:
-                state.family = self
+                state.family, state.place = self, place
                 for choice in state.choices.values():
                     choice.group = UNDECIDED
 
@@ -81,10 +89,6 @@ class Family:
                 return f"a sibling: {now}"
             found.append(now)
         return found
-
-    def number(self, state: LayerState) -> int:
-        """The place of a layer."""
-        return next(n for n, each in enumerate(self.members) if each.state() is state)
 
     def miss(self, why: str) -> None:
         """Ends a call that not all have joined."""
@@ -179,6 +183,19 @@ def families(model: nn.Module) -> list[tuple[str, ...]]:
     return list(found.values())
 
 
+def make_families(model: nn.Module, siblings: Iterable[Sequence[str]]) -> None:
+    """Makes families of layers that are in none, from their paths in the order of their calls."""
+    for names in siblings:
+        members = []
+        for name in names:
+            module = model.get_submodule(name)
+            state = getattr(module, "_autolora", None)
+            if isinstance(state, LayerState) and state.family is None and state.policy.siblings:
+                members.append(Member(weakref.ref(state), weakref.ref(module)))
+        if len(members) == len(names) > 1:
+            Family().grow(members)
+
+
 def decide_group(state: LayerState, choice: Choice, x: Tensor) -> Group | None:
     """How the siblings of a layer run together; None where they run one by one."""
     family: Family = state.family
@@ -225,5 +242,5 @@ def together_of(choice: Choice, state: LayerState) -> Choice | None:
     if not isinstance(group, Group):
         return None
     choice.alone = group.alone
-    calls = group.calls[group.family.number(state)]
+    calls = group.calls[state.place]
     return replace(group.choice, calls=calls) if calls else None

@@ -39,7 +39,7 @@ def run_group(
         dtype: of the base product; autocast is off.
     """
     family = group.family
-    number = family.number(state)
+    number = state.place
     found, again = as_in_forward(family, None if family.given_up else group)
     if (pending := family.pending) is not None:
         if pending.x is x and number in pending.missing and found is not None:
