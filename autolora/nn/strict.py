@@ -178,4 +178,4 @@ def _closest(problem: BaseProblem, environment: Environment, lookup: Lookup) -> 
 
 def _field(name: str, problem: BaseProblem, environment: Environment) -> str:
     value = getattr(problem, name, getattr(environment, name, ""))
-    return "+".join(value) or "none" if isinstance(value, tuple) else str(value) or "none"
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value) or "none"
