@@ -116,7 +116,19 @@ def bench_layers(name, shape, rank, rounds):
     }
 
 
-def bench_model(name, regime_name, rank, rounds):
+def trained(models, batches, step, steps):
+    """The losses of models over some steps of AdamW, each on the same batches."""
+    losses = {key: [] for key in models}
+    for key, model in models.items():
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
+        for _, batch in zip(range(steps), cycle(batches), strict=False):
+            optimizer.zero_grad()
+            losses[key].append(step(key, batch))
+            optimizer.step()
+    return losses
+
+
+def bench_model(name, regime_name, rank, rounds, steps):
     """Tunes and times the training step of one model; returns its figures."""
     regime = Regime.of(regime_name)
     make, size, length = MODELS[name]
@@ -131,8 +143,8 @@ def bench_model(name, regime_name, rank, rounds):
         models[key] = accelerated(plain, regime, siblings=together)
     turn = {key: cycle(batches) for key in models}
 
-    def step(key):
-        batch = next(turn[key])
+    def step(key, batch=None):
+        batch = next(turn[key]) if batch is None else batch
         arguments = batch if isinstance(batch, dict) else {"input_ids": batch, "labels": batch}
         with regime.context():
             loss = models[key](**arguments).loss
@@ -146,13 +158,14 @@ def bench_model(name, regime_name, rank, rounds):
         begin = time.perf_counter()
         found = autolora.tune(problems).records
         tuning[key] = round(time.perf_counter() - begin, 1)
-    losses = {key: [step(key) for _ in range(3)] for key in models}
     times = interleaved(
         {key: lambda key=key: step(key) for key in models},
         rounds,
         prepare=lambda key: models[key].zero_grad(set_to_none=True),
     )
     layers = autolora.explain(models["siblings"]).layers
+    compared = {key: models[key] for key in ("peft", "apart", "siblings")}
+    losses = trained(compared, batches, step, steps)
     return {
         "model": name,
         "regime": regime_name,
@@ -171,13 +184,19 @@ def bench_model(name, regime_name, rank, rounds):
 def show_model(row):
     """Prints the figures of one model."""
     won, posed = row["together"]
-    losses = ", ".join(f"{key} {values[0]:.6f}" for key, values in row["losses"].items())
+    losses = row["losses"]
+    apart = {
+        key: max(abs(one - other) for one, other in zip(values, losses["apart"], strict=True))
+        for key, values in losses.items()
+    }
     print(
         f"{row['model']}, {row['regime']}, rank {row['rank']}: siblings over one by one "
         f"{row['over_apart']:.3f}x, over PEFT {row['over_peft']:.3f}x (bare "
         f"{row['bare_over_peft']:.3f}x); {row['joint_layers']} layers run together, {won} of "
         f"{posed} problems won so; "
-        f"tuning {row['tuning_s']} s\n   ms {row['ms']}\n   losses {losses}",
+        f"tuning {row['tuning_s']} s\n   ms {row['ms']}\n   largest difference of the losses "
+        f"of {len(losses['apart'])} steps from one by one: PEFT {apart['peft']:.2e}, siblings "
+        f"{apart['siblings']:.2e}; the last is {losses['siblings'][-1]:.4f}",
         flush=True,
     )
 
@@ -200,13 +219,14 @@ def main() -> None:
     parser.add_argument("--rank", nargs="*", type=int)
     parser.add_argument("--shape", nargs="*", type=int, help="indices into the list of shapes")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=20, help="of training, for the losses")
     options = parsed(parser)
     rows = []
     for name in options.model:
         for regime in options.regime:
             for rank in options.rank or [16]:
                 with temporary_cache():
-                    row = bench_model(name, regime, rank, options.rounds)
+                    row = bench_model(name, regime, rank, options.rounds, options.steps)
                 rows.append(row)
                 show_model(row)
                 write(options.json, rows)

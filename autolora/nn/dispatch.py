@@ -22,6 +22,8 @@ from autolora.nn.siblings.family import decide_group, note_input
 from autolora.nn.siblings.running import run_group
 from autolora.nn.statement import problem_of_call
 
+_AGAIN = 64  # calls after which siblings that run one by one are looked at again
+
 
 def run_layer(
     state: LayerState,
@@ -96,6 +98,8 @@ def run_layer(
         if Y is not None:
             return Y.to(given) if quantised else Y
     choice.calls += 1
+    if choice.alone and not choice.calls % _AGAIN:
+        choice.group = UNDECIDED  # what kept the siblings apart may be over
     if choice.executable is None:
         return None
     if not autocast:

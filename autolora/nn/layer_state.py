@@ -185,6 +185,8 @@ def choose_anew(states: Iterable[LayerState], **changes: Any) -> None:
         parts = {name: getattr(old, name) for name in _PARTS}
         state.policy = Policy.shared(**parts | changes)
         state.choices.clear()
+        if state.family is not None:
+            state.family.decide_again()
 
 
 def forget(reasons: Collection[str]) -> None:
@@ -195,6 +197,8 @@ def forget(reasons: Collection[str]) -> None:
         for key, choice in list(state.choices.items()):
             if choice.reason in reasons:
                 state.choices.pop(key, None)
+        if state.family is not None:
+            state.family.decide_again()
     choose_anew(
         state
         for state in states

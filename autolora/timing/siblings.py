@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from autolora.timing.accuracy import (
     judged_at,
     relative_error,
 )
-from autolora.timing.clock import Measure
+from autolora.timing.clock import Measure, is_out_of_memory
 from autolora.timing.compiling import compiled
 from autolora.timing.data import SCALING
 from autolora.timing.screen import Prediction
@@ -186,10 +187,16 @@ def predict(
         for graph in rng.sample(graphs, len(graphs)):
             if number < 2 or times[graph] <= _CLOSE * least:
                 given.clear()
-                taken = measure(runs[graph])
+                try:
+                    taken = measure(runs[graph])
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    taken = inf
                 times[graph] = taken if number == 0 else min(taken, times[graph])
     given.clear()
-    return [Prediction(graph, times[graph]) for graph in sorted(graphs, key=times.__getitem__)]
+    fitting = [graph for graph in graphs if times[graph] < inf]
+    return [Prediction(graph, times[graph]) for graph in sorted(fitting, key=times.__getitem__)]
 
 
 def verdict(graph: SiblingGraph, problem: Siblings, device: torch.device) -> Verdict:

@@ -31,6 +31,7 @@ from autolora.timing.effort import EFFORTS
 from autolora.timing.kinds import workbench_of
 from autolora.timing.measurement import measure_problem
 from autolora.timing.race import Pace, race
+from autolora.tuning.publishing import graph_by
 from autolora.tuning.result import Progress
 
 TOLERANCE = 0.05  # share by which a winner is slower than another if it has drifted
@@ -172,6 +173,7 @@ def fix_records(
             effort=record.effort if record.effort in EFFORTS else "quick",  # not "estimate"
             on_stage=stage,
             objective=tuple(map(Objective, record.objectives)),
+            parts=[graph_by(cache, part, record.environment) for part in record.problem.parts],
         )
         cache.replace(record, new)
         return new

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from autolora.cache.files.store import TimingCache
+from autolora.cache.lookup.lookup import Lookup
 from autolora.cache.records.record import Record
 from autolora.cluster.liveness import FINISHED, INTERRUPTED
 from autolora.cluster.messages import Message
@@ -92,9 +93,7 @@ class Publisher:
 
     def graph_of(self, problem: BaseProblem, environment: Environment) -> BaseGraph:
         """The graph that a problem has by the records so far, or without any."""
-        record = self.store.find(problem, environment)
-        found = None if record is None else find_graph(record.winner, problem)
-        return found or unmeasured_graph(problem, TIME)[0]
+        return graph_by(self.store, problem, environment)
 
     def receive(self) -> None:
         """Keeps the records that other ranks have sent, and calls ``on_message``."""
@@ -187,6 +186,17 @@ class Publisher:
         """Writes again what the file did not take, or lost to a host that ignores its lock."""
         self.store.save()
         self._unsaved = False
+
+
+def graph_by(store: TimingCache, problem: BaseProblem, environment: Environment) -> BaseGraph:
+    """The graph that a layer would take from a cache alone, or without any record."""
+
+    def valid(name: str) -> bool:
+        return find_graph(name, problem) is not None
+
+    answer = Lookup.of(store).find(problem, environment, valid, strict=True)
+    found = None if answer.graph is None else find_graph(answer.graph, problem)
+    return found or unmeasured_graph(problem, TIME)[0]
 
 
 def _of_families(store: TimingCache, problems: Iterable[BaseProblem]) -> list[Record]:

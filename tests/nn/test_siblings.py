@@ -17,6 +17,7 @@ import autolora
 from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.environment import Environment
+from autolora.graphs.siblings.function import SiblingCall
 from autolora.nn.choosing import refresh
 from autolora.nn.layer_state import layer_states
 from autolora.nn.siblings.family import Group, families
@@ -536,6 +537,187 @@ def test_gradients_that_are_differentiated_again():
         results.append(torch.autograd.grad(second, [x, *parameters]))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_backward_passes_of_one_layer_after_the_other():
+    """Layers on an input that needs no gradient have nothing in common."""
+    plain, fast = pair()
+    results = []
+    for model in (plain, fast):
+        block, x = model.base_model.model, torch.ones(2, 5, 24)
+        model.zero_grad()
+        for layer in (block.q, block.k, block.v):  # each before the next is called
+            layer(x).square().sum().backward()
+        for _ in range(3):
+            outputs = [layer(x) for layer in (block.q, block.k, block.v)]
+            for Y in outputs:
+                Y.square().sum().backward()
+        results.append([p.grad for p in model.parameters() if p.requires_grad])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backward_pass_inside_autocast_computes_as_outside():
+    plain, fast = pair()
+    x = torch.randn(2, 5, 24)
+    results = []
+    for model in (plain, fast):
+        model.zero_grad()
+        given = x.clone().requires_grad_()
+        block = model.base_model.model
+        outputs = [layer(given) for layer in (block.q, block.k, block.v)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is fast):
+            outputs[1].square().sum().backward()  # of one layer alone
+        results.append((given.grad, block.k.lora_A.default.weight.grad))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+class Loop(nn.Module):
+    """A block that runs twice with the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def once(self, x):
+        return torch.tanh(self.q(x) + self.k(x) * 0.5)
+
+    def forward(self, x, checkpoints):
+        def twice(x):
+            return self.once(self.once(x))
+
+        return checkpoint(twice, x, use_reentrant=False) if checkpoints else twice(x)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_block_that_runs_twice(checkpoints):
+    models = []
+    for together in (True, False):
+        torch.default_generator.manual_seed(0)
+        loop = autolora.add_lora(Loop(), rank=3, siblings=together)
+        for layer in (loop.q, loop.k):
+            nn.init.normal_(layer.lora_B.weight, std=0.3)
+        models.append(loop)
+    fast, plain = models
+
+    def run(loop):
+        loop.zero_grad()
+        Y = loop(torch.ones(2, 5, 24), checkpoints)  # its first pass needs no gradient of X
+        Y.square().sum().backward()
+        return Y.detach(), *(p.grad for p in loop.parameters() if p.requires_grad)
+
+    run(fast)
+    tune_together(fast, run)
+    for _ in range(2):
+        for mine, theirs in zip(run(fast), run(plain), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert calls(fast)[0] > 4
+
+
+def test_layers_that_got_several_inputs_at_first():
+    plain = adapted()
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+
+    def mixed(block, x):
+        other = x * 2
+        first = block.q(x), block.q(other)[:1]
+        return torch.cat([first[0], block.k(x), block.v(other)], -1)
+
+    assert_same(plain, fast, mixed, steps=2)
+    tune_together(fast, lambda model: step(model, mixed, torch.ones(2, 5, 24)))
+    tune_together(fast, one_step)
+    assert_same(plain, fast, mixed)
+    assert_same(plain, fast)
+    assert_same(plain, fast, lambda block, x: block.k(x))
+
+
+def test_a_sibling_that_was_restored_or_replaced():
+    plain, fast = pair()
+    autolora.restore(fast.base_model.model.k)
+    assert_same(plain, fast)
+    for model in (plain, fast):
+        torch.default_generator.manual_seed(9)
+        model.base_model.model.v = nn.Linear(24, 8)
+    assert_same(plain, fast)
+
+
+def test_a_sibling_whose_weights_are_elsewhere():
+    _, fast = pair()
+    block, x = fast.base_model.model, torch.randn(2, 5, 24)
+    expected = block.q(x)
+    weight = block.k.lora_A.default.weight
+    weight.data = torch.empty(0)  # as an offloader or an older FSDP leaves it
+    torch.testing.assert_close(block.q(x), expected)
+
+
+def test_a_module_that_shares_the_state_of_another():
+    plain, fast = pair()
+    twin = copy.copy(fast.base_model.model.q)  # as DataParallel makes replicas
+    twin._modules = dict(twin._modules)
+    twin._modules["base_layer"] = nn.Linear(24, 16)
+    x = torch.randn(2, 5, 24, requires_grad=True)
+    before = calls(fast)[0]
+    Y = twin(x)
+    lora = plain.base_model.model.q
+    lora.base_layer = twin._modules["base_layer"]
+    torch.testing.assert_close(Y, lora(x))
+    assert calls(fast)[0] == before
+
+
+def with_norms(block, x):
+    """As blocks do that normalise q and k, in a wider dtype: no output of a layer is kept."""
+    q = nn.functional.layer_norm(block.q(x).to(torch.float64), (16,))
+    k = nn.functional.layer_norm(block.k(x).to(torch.float64), (8,))
+    return torch.cat([q, k, block.v(x).to(torch.float64)], -1).float()
+
+
+def test_outputs_that_are_not_kept_do_not_part_siblings():
+    plain, fast = pair()
+    assert_same(plain, fast, with_norms, steps=5, tolerance=1e-3)
+    assert calls(fast) == (15, 0)
+
+
+def test_threads_that_share_a_model():
+    plain, fast = pair()
+    x = torch.randn(2, 5, 24)
+    expected = plain(x, plainly)
+    right = []
+
+    def work():
+        right.extend(
+            torch.allclose(fast(x, plainly), expected, rtol=1e-4, atol=1e-5) for _ in range(30)
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(right) == 90
+    assert all(right)
+    state = fast.base_model.model.q._autolora
+    assert state.family.given_up == ""
+
+
+def test_a_call_that_failed_can_be_repeated(monkeypatch):
+    _, fast = pair()
+    block, x = fast.base_model.model, torch.randn(2, 5, 24, requires_grad=True)
+    q = block.q(x)
+    real, failing = SiblingCall.forward, [True]
+
+    def forward(self, number):
+        if failing:
+            failing.clear()
+            raise RuntimeError("out of memory")
+        return real(self, number)
+
+    monkeypatch.setattr(SiblingCall, "forward", forward)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        block.k(x)
+    (q.sum() + block.k(x).sum() + block.v(x).sum()).backward()
+    assert calls(fast)[0] == 3
 
 
 # ---- memory

@@ -1,13 +1,14 @@
 """Running a graph of sibling layers under autograd, one layer after the other.
 
-The first layer that is called makes what serves all of them and a node of autograd whose backward
-pass is that of all layers. The others get its output as a *carrier*: a tensor of the shape of their
-Y without memory of its own, whose gradient is theirs. So every layer computes its Y when it is
+The first layer that is called makes what serves all of them, in a node of autograd whose backward
+pass is that of all layers. Its outputs are *carriers*: tensors of the shape of each Y, without
+memory of their own, whose gradients are those of the Ys. So every layer computes its Y when it is
 called, and nothing is computed for one that is not.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,15 @@ from torch import Tensor
 from autolora.graphs.function import LayerTensors, not_differentiable
 from autolora.graphs.operators import dequantize
 from autolora.graphs.siblings.source import SiblingExecutable
+
+
+class Token:
+    """Lives as long as the graph of the layer that was called first; tells if it ran backward."""
+
+    __slots__ = ("__weakref__", "spent")
+
+    def __init__(self) -> None:
+        self.spent = False
 
 
 @dataclass(slots=True, repr=False)
@@ -42,21 +52,20 @@ class SiblingCall:
     made: tuple[Tensor, ...] = ()
     carriers: dict[int, Tensor] = field(default_factory=dict)
 
-    def start(self, leader: int) -> Tensor:
-        """Begins the call; Y of the layer that is called first. Autocast must be off."""
+    def start(self, token: Token) -> None:
+        """Begins the call; autocast must be off."""
         if not self.x.is_contiguous():
             self.x = self.x.contiguous()
         self.edges = _edges([layer[2] for layer in self.tensors])
         parameters = [t[n] for n in (2, 3) for t in self.tensors]
-        outputs = _Siblings.apply(self, leader, self.x, *parameters)  # type: ignore[no-untyped-call]
-        self.carriers = {n: each for n, each in enumerate(outputs) if n != leader}
-        Y: Tensor = outputs[leader]
-        return Y
+        carriers = _Siblings.apply(self, token, self.x, *parameters)  # type: ignore[no-untyped-call]
+        self.carriers = dict(enumerate(carriers))
 
-    def join(self, number: int) -> Tensor:
-        """Y of another layer."""
-        carrier = self.carriers.pop(number)
-        Y: Tensor = _Sibling.apply(self, number, carrier)  # type: ignore[no-untyped-call]
+    def join(self, number: int, token: Token | None = None) -> Tensor:
+        """Y of a layer; the token lives as long as its graph."""
+        carrier = self.carriers[number]
+        Y: Tensor = _Sibling.apply(self, number, carrier, token)  # type: ignore[no-untyped-call]
+        del self.carriers[number]
         return Y
 
     def forward(self, number: int) -> Tensor:
@@ -74,8 +83,8 @@ def run_siblings(
 ) -> list[Tensor]:
     """Computes every Y, the layers called in their order; autocast must be off."""
     call = SiblingCall(executable, x, tensors, scalings)
-    first = call.start(0)
-    return [first, *(call.join(number) for number in range(1, len(tensors)))]
+    call.start(Token())
+    return [call.join(number) for number in range(len(tensors))]
 
 
 def run_siblings_traced(
@@ -140,62 +149,66 @@ def _edges(narrow: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 class _Siblings(torch.autograd.Function):
-    """The first layer of a call, with the backward pass of all."""
+    """What serves all layers of a call, and their backward pass.
+
+    A backward pass that does not reach every layer leaves the rest of the graph as it was: the
+    gradients of the others may come in another one, as with layers that have nothing in common.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, call: SiblingCall, leader: int, x: Tensor, *parameters: Tensor
+        ctx: Any, call: SiblingCall, token: Token, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         executable, tensors = call.executable, call.tensors
-        n = len(tensors)
-        call.made = executable.shared(x, parameters[:n], call.edges)
-        Y = call.forward(leader)
+        call.made = executable.shared(x, parameters[: len(tensors)], call.edges)
         known = {"X": x, **dict(zip(executable.made_names, call.made, strict=True))}
         for number, (W, _, A, B, *_) in enumerate(tensors, 1):
             known |= {f"W{number}": W, f"A{number}": A, f"B{number}": B}
         ctx.save_for_backward(*(known[name] for name in executable.saved_names))
         ctx.set_materialize_grads(False)
+        ctx.left = None  # what a backward pass needs that comes after one that was not of all
         quantised = tuple(None if isinstance(W, Tensor) else W for W, *_ in tensors)
-        ctx.call = (executable, tuple(call.scalings), call.edges, quantised, x.shape)
+        # the token must not live as long as the carriers, which hold this node
+        first = weakref.ref(token)
+        ctx.call = (executable, tuple(call.scalings), call.edges, quantised, x.shape, first)
         shapes = ((*x.shape[:-1], B.shape[0]) for _, _, _, B, *_ in tensors)
-        return tuple(
-            Y if number == leader else Y.new_empty(()).expand(shape)
-            for number, shape in enumerate(shapes)
-        )
+        return tuple(x.new_empty(()).expand(shape) for shape in shapes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        executable, scalings, edges, quantised, shape = ctx.call
-        device = executable.problem.device
+        executable, scalings, edges, quantised, shape, first = ctx.call
+        if (token := first()) is not None:
+            token.spent = True
+        saved = ctx.saved_tensors if ctx.left is None else ctx.left
         rows = [G if G is None or G.dim() == 2 else G.reshape(-1, G.shape[-1]) for G in gradients]
-        if torch.is_grad_enabled() or any(G is None for G in rows):
-            known = dict(zip(executable.saved_names, ctx.saved_tensors, strict=True))
-            dX, dA, dB = _by_formula(executable, rows, known, quantised, scalings, edges)
-        else:
-            with torch.autocast(device, enabled=False):
-                dX, dA, dB = executable.backward(
-                    [G.contiguous() for G in rows if G is not None],
-                    ctx.saved_tensors,
-                    quantised,
-                    scalings,
-                    edges,
-                )
+        partial = any(G is None for G in rows)
+        ctx.left = saved if partial else None
+        with torch.autocast(executable.problem.device, enabled=False):
+            if partial or torch.is_grad_enabled():
+                known = dict(zip(executable.saved_names, saved, strict=True))
+                dX, dA, dB = _by_formula(executable, rows, known, quantised, scalings, edges)
+            else:
+                given = [G.contiguous() for G in rows if G is not None]
+                dX, dA, dB = executable.backward(given, saved, quantised, scalings, edges)
         if dX is not None and len(shape) != 2:
             dX = dX.view(shape)
         return None, None, dX, *dA, *dB
 
 
 class _Sibling(torch.autograd.Function):
-    """Another layer of a call; its gradient goes to the first one's node."""
+    """One layer of a call; its gradient goes to the node of all."""
 
     @staticmethod
-    def forward(ctx: Any, call: SiblingCall, number: int, carrier: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, call: SiblingCall, number: int, carrier: Tensor, token: Token | None
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
+        ctx.token = token
         return call.forward(number)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor | None) -> tuple[None, None, Tensor | None]:
-        return None, None, G
+    def backward(ctx: Any, G: Tensor | None) -> tuple[None, None, Tensor | None, None]:
+        return None, None, G, None
 
 
 def _by_formula(

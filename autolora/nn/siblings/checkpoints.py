@@ -14,28 +14,28 @@ import torch
 
 _FORWARD, _AGAIN = "frame", "target_frame_ref"  # what the hooks of a region refer to
 
-_decided: WeakKeyDictionary[Any, dict[int, Any]] = WeakKeyDictionary()
+_decided: WeakKeyDictionary[Any, dict[object, bool]] = WeakKeyDictionary()
 
 
-def as_in_forward(family: object, group: Any) -> tuple[Any, bool]:
-    """The group of a family in the region that is running, and whether it runs again.
+def as_in_forward(group: object, together: bool) -> tuple[bool, bool]:
+    """Whether a group runs together in the region that is running, and whether that runs again.
 
-    In the forward pass, and outside of regions, it is the one given; when the region runs again it
-    is the same, and None if the layers had not been known as siblings.
+    In the forward pass, and outside of regions, as given; when the region runs again as it did, so
+    not if the layers had not been known as siblings.
     """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     if hooks is None:
-        return group, False
+        return together, False
     pack = getattr(hooks[0], "_torchdynamo_orig_callable", hooks[0])
     names = getattr(getattr(pack, "__code__", None), "co_freevars", ())
     cells = dict(zip(names, getattr(pack, "__closure__", None) or (), strict=False))
     try:
         if _FORWARD in cells:
             frame = cells[_FORWARD].cell_contents
-            return _decided.setdefault(frame, {}).setdefault(id(family), group), False
+            return _decided.setdefault(frame, {}).setdefault(group, together), False
         if _AGAIN in cells:
             frame = cells[_AGAIN].cell_contents()
-            return _decided.get(frame, {}).get(id(family)), True
+            return _decided.get(frame, {}).get(group, False), True
     except (TypeError, ValueError):  # of another torch
-        return None, False
-    return group, False
+        return False, False
+    return together, False

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from autolora.graphs.function import LayerTensors
-from autolora.graphs.siblings.function import SiblingCall
+from autolora.graphs.siblings.function import SiblingCall, Token
 from autolora.graphs.siblings.source import SiblingExecutable
 from autolora.nn.choosing import decide
 from autolora.nn.layer_state import UNDECIDED, Choice, LayerState
 from autolora.nn.siblings.inputs import SharedInputs
 from autolora.nn.statement import Layer, layer_facts, problem_of_call
+from autolora.nn.strict import is_strict
 from autolora.problem import Problem, Siblings
 
 _MOST_MISSES = 3  # calls in a row that not all joined, after which a family is given up
+_MOST_GROUPS = 256  # of one family: ever new token counts pose ever new problems
 _FASTER = "faster without its siblings"
+_NOT_ALL = "its siblings did not all get its input"
 
 Marks = tuple[tuple[int, int], ...]
 
@@ -50,32 +53,39 @@ class Family:
 
     Args:
         members: the layers.
-        groups: how they run together, by policy and problem; None where they do not.
-        pending: the call that some have begun, and not all have joined yet.
+        groups: how they run together, by all that decides it; None where they do not.
+        pending: the call that some have begun and not all have joined, by thread.
         misses: calls in a row that not all have joined.
         given_up: why they run one by one from now on.
         traced_apart: whether they do so in compiled code.
         traced_x: while torch.compile traces them, the input of those that have run.
-        traced_version: of that input.
+        traced_at: of that input, in which trace, and how often it had been changed in place.
         traced_outputs: Y of those that have not.
     """
 
     members: tuple[Member, ...] = ()
-    groups: dict[tuple[str, Siblings], Group | None] = field(default_factory=dict)
-    pending: Pending | None = None
+    groups: dict[Any, Group | None] = field(default_factory=dict)
+    pending: dict[int, Pending] = field(default_factory=dict)
     misses: int = 0
     given_up: str = ""
     traced_apart: bool = False
     traced_x: Tensor | None = None
-    traced_version: int = 0
+    traced_at: tuple[int, int] = (0, 0)
     traced_outputs: tuple[Tensor | None, ...] = ()
 
     def grow(self, members: Sequence[Member]) -> None:
         """Sets the members; what was decided for fewer is decided again."""
-        self.members, self.groups = tuple(members), {}
+        self.members, self.misses, self.given_up = tuple(members), 0, ""
         for place, member in enumerate(members):
             if (state := member.state()) is not None:
                 state.family, state.place = self, place
+        self.decide_again()
+
+    def decide_again(self) -> None:
+        """Has every layer decide at its next call how it runs."""
+        self.groups.clear()
+        for member in self.members:
+            if (state := member.state()) is not None:
                 for choice in state.choices.values():
                     choice.group = UNDECIDED
 
@@ -83,22 +93,26 @@ class Family:
         """The tensors, scaling and dropout of each layer now, or why one has none."""
         found = []
         for member in self.members:
-            module = member.module()
-            now = "it is gone" if module is None else module._tensors_now()
+            module, state = member.module(), member.state()
+            if state is None or getattr(module, "_autolora", None) is not state or module is None:
+                return "a sibling was removed or restored"
+            now = module._tensors_now()
             if isinstance(now, str):
                 return f"a sibling: {now}"
+            if now[0][2].dim() != 2 or now[0][3].dim() != 2:
+                return "the weights of a sibling are not there now"
             found.append(now)
         return found
 
-    def miss(self, why: str) -> None:
+    def miss(self, pending: Pending) -> None:
         """Ends a call that not all have joined."""
-        pending, self.pending = self.pending, None
-        if pending is None or pending.again:
+        if self.pending.get(pending.thread) is not pending:
             return
-        pending.group.alone = why
-        self.misses += 1
-        if self.misses >= _MOST_MISSES:
-            self.given_up = why
+        del self.pending[pending.thread]
+        if not pending.again:
+            pending.group.alone = _NOT_ALL
+            self.misses += 1
+            self.given_up = _NOT_ALL if self.misses >= _MOST_MISSES else ""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -117,7 +131,7 @@ class Group:
     family: Family
     choice: Choice
     executable: SiblingExecutable
-    facts: list[Layer]
+    facts: tuple[Layer, ...]
     calls: list[int]
     alone: str = ""
 
@@ -136,7 +150,7 @@ class Pending:
         thread: that began the call.
         missing: numbers of the layers that have not joined.
         again: whether a checkpointed region runs again, which may end before all have joined.
-        output: Y of the first layer; when it is gone, nobody waits for the others.
+        token: when it is gone, so is the graph of the first layer, and nobody waits for others.
     """
 
     group: Group
@@ -148,24 +162,24 @@ class Pending:
     thread: int
     missing: set[int]
     again: bool
-    output: weakref.ref[Tensor] | None = None
+    token: weakref.ref[Token] | None = None
 
 
 def note_input(state: LayerState, module: Any, x: Tensor) -> None:
     """Notes what a layer that has no siblings yet was called with in training."""
     if not (state.policy.siblings and torch.is_grad_enabled()):
         return
-    member = Member(weakref.ref(state), weakref.ref(module))
-    members = _inputs.shared.note(x, member)
+    members = _inputs.shared.note(x, Member(weakref.ref(state), weakref.ref(module)))
     if len(members) == 1:
-        return
-    if any(each.state() is state for each in members[:-1]):
-        members.pop()  # called twice
         return
     first = members[0].state()
     family = None if first is None else first.family
-    family = Family() if family is None else family
-    family.grow(members)
+    known = () if family is None else family.members
+    before = tuple(members[:-1])
+    if any(each.state() is state for each in before) or (known and known != before):
+        members.pop()  # called twice, or with other siblings
+        return
+    (family or Family()).grow(members)
 
 
 def families(model: nn.Module) -> list[tuple[str, ...]]:
@@ -206,18 +220,23 @@ def decide_group(state: LayerState, choice: Choice, x: Tensor) -> Group | None:
         choice.alone = posed
         return None
     problem, facts = posed
-    key = (state.policy.key, problem)
+    key = (state.policy.key, is_strict(), problem, facts)
     if key not in family.groups:
+        if len(family.groups) >= _MOST_GROUPS:
+            family.groups.clear()
         made = decide(problem, x.device, state.policy)
         group = None
         if made.joint is not None:
             group = Group(family, made, made.joint, facts, [0] * len(facts))
-        family.groups[key] = group
+            family.misses, family.given_up = 0, ""
         choice.alone = "" if group is not None or made.reason == "miss" else _FASTER
-    return family.groups[key]
+        return family.groups.setdefault(key, group)  # another thread may have been first
+    return family.groups.get(key)
 
 
-def _posed(family: Family, state: LayerState, x: Tensor) -> tuple[Siblings, list[Layer]] | str:
+def _posed(
+    family: Family, state: LayerState, x: Tensor
+) -> tuple[Siblings, tuple[Layer, ...]] | str:
     """The problem of a family's layers and the facts that it follows from, or why there is none."""
     now = family.tensors()
     if isinstance(now, str):
@@ -231,8 +250,10 @@ def _posed(family: Family, state: LayerState, x: Tensor) -> tuple[Siblings, list
         if isinstance(problem, str):
             return f"a sibling: {problem}"
         problems.append(problem)
+    if len({getattr(tensors[0], "compute_dtype", None) for tensors, *_ in now}) > 1:
+        return "siblings: quantised layers that compute in other dtypes"
     found = Siblings.of(problems)
-    facts = [layer_facts(tensors) for tensors, _, _ in now]
+    facts = tuple(layer_facts(tensors) for tensors, _, _ in now)
     return f"siblings: {found}" if isinstance(found, str) else (found, facts)
 
 

@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from autolora.graphs.function import LayerTensors
-from autolora.graphs.siblings.function import SiblingCall
+from autolora.graphs.siblings.function import SiblingCall, Token
 from autolora.nn.layer_state import LayerState
 from autolora.nn.siblings.checkpoints import as_in_forward
 from autolora.nn.siblings.family import Group, Marks, Pending
 from autolora.nn.statement import layer_facts
-
-_NOT_ALL = "its siblings did not all get its input"
 
 
 def run_group(
@@ -38,19 +36,22 @@ def run_group(
         s: its scaling.
         dtype: of the base product; autocast is off.
     """
-    family = group.family
-    number = state.place
-    found, again = as_in_forward(family, None if family.given_up else group)
-    if (pending := family.pending) is not None:
-        if pending.x is x and number in pending.missing and found is not None:
-            return _joined(pending, found, number, x, tensors, s)
-        if pending.thread == threading.get_ident():
-            family.miss(_NOT_ALL)
-    return None if found is None else _begun(found, number, x, dtype, again=again)
+    family, number = group.family, state.place
+    family.traced_x, family.traced_outputs = None, ()  # of a trace that not all were in
+    if family.members[number].state() is not state:  # of a copy that shares the state
+        return None
+    together, again = as_in_forward(group, not family.given_up)
+    if not together:
+        return None
+    if (pending := family.pending.get(threading.get_ident())) is not None:
+        if pending.x is x and number in pending.missing:
+            return _joined(pending, group, number, x, tensors, s)
+        family.miss(pending)
+    return _begun(group, number, x, tensors, dtype, again=again)
 
 
 def _begun(
-    group: Group, number: int, x: Tensor, dtype: torch.dtype, *, again: bool
+    group: Group, number: int, x: Tensor, tensors: LayerTensors, dtype: torch.dtype, *, again: bool
 ) -> Tensor | None:
     """Begins a call with the layer of this number."""
     family = group.family
@@ -58,19 +59,26 @@ def _begun(
     if isinstance(now, str):
         group.alone = now
         return None
-    held = [tensors for tensors, _, _ in now]
-    if any(p for _, _, p in now) or list(map(layer_facts, held)) != group.facts:
+    held = [found for found, _, _ in now]
+    marks = list(map(_marks, held))
+    if (
+        any(p for _, _, p in now)
+        or tuple(map(layer_facts, held)) != group.facts
+        or marks[number] != _marks(tensors)
+        or any(found[2].device != x.device for found in held)
+    ):
         group.alone = "a sibling has changed"
         return None
-    given = [_converted(tensors, dtype) for tensors in held]
+    given = [_converted(found, dtype) for found in held]
     call = SiblingCall(group.executable, x.to(dtype), given, [s for _, s, _ in now])
-    version, marks = x._version, list(map(_marks, held))
-    Y = call.start(number)
-    group.calls[number] += 1
+    thread, token = threading.get_ident(), Token()
     missing = set(range(len(now))) - {number}
-    found = Pending(group, call, x, version, marks, held, threading.get_ident(), missing, again)
-    found.output = weakref.ref(Y, _Dropped(weakref.ref(found)))
-    family.pending = found
+    found = Pending(group, call, x, x._version, marks, held, thread, missing, again)
+    call.start(token)
+    Y = call.join(number, token)
+    group.calls[number] += 1
+    found.token = weakref.ref(token, _Dropped(weakref.ref(found)))
+    family.pending[thread] = found
     return Y
 
 
@@ -79,10 +87,12 @@ def _joined(
 ) -> Tensor | None:
     """Joins a call, unless anything has changed since it was begun."""
     call, family = pending.call, group.family
+    token = None if pending.token is None else pending.token()
     if (
         pending.group is not group
+        or token is None
+        or token.spent
         or pending.version != x._version
-        or pending.thread != threading.get_ident()
         or call.scalings[number] != s
         or pending.marks[number] != _marks(tensors)
     ):
@@ -92,20 +102,20 @@ def _joined(
     group.calls[number] += 1
     pending.missing.discard(number)
     if not pending.missing:
-        family.pending, family.misses = None, 0
+        del family.pending[pending.thread]
+        family.misses = 0
     return Y
 
 
 @dataclass(frozen=True, slots=True)
 class _Dropped:
-    """Ends a call whose first output is gone."""
+    """Ends a call whose first layer has no graph any more."""
 
     pending: weakref.ref[Pending]
 
     def __call__(self, _: Any) -> None:
-        pending = self.pending()
-        if pending is not None and pending.group.family.pending is pending:
-            pending.group.family.miss(_NOT_ALL)
+        if (pending := self.pending()) is not None:
+            pending.group.family.miss(pending)
 
 
 def _converted(tensors: LayerTensors, dtype: torch.dtype) -> LayerTensors:

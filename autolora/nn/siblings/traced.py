@@ -7,7 +7,9 @@ keeps between two layers is dropped before the trace ends, so that the compiled 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from autolora.graphs.function import LayerTensors
 from autolora.graphs.siblings.function import run_siblings_traced
 from autolora.graphs.siblings.source import SiblingExecutable
 
-_version = 0  # of the input that is traced: how often it was changed in place
+_numbers = itertools.count(1)
+_traces: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # their numbers
+_at = (0, 0)  # the trace, and how often its input was changed in place
 
 
 def taken_traced(family: Any, place: int, x: Tensor) -> Tensor | None:
@@ -30,10 +34,10 @@ def taken_traced(family: Any, place: int, x: Tensor) -> Tensor | None:
         place: of the layer in it.
         x: its input.
     """
-    comptime(_note_version)
+    comptime(_note_input)
     outputs = family.traced_outputs
     Y = None
-    if family.traced_x is x and family.traced_version == _noted_version():
+    if family.traced_x is x and family.traced_at == _noted():
         Y = outputs[place]
     left = tuple([None if n == place else each for n, each in enumerate(outputs)])
     if Y is None:
@@ -55,14 +59,14 @@ def computed_traced(
     dtype: torch.dtype,
 ) -> Tensor:
     """Computes every Y; that of the layer that is traced, the others are kept for theirs."""
-    comptime(_note_version)
+    comptime(_note_input)
     given = []
     for (W, b, A, B, c, M), _ in layers:
         given.append((W.to(dtype), None if b is None else b.to(dtype), A, B, c, M))
     scalings = [s for _, s in layers]
     outputs = run_siblings_traced(executable, x.to(dtype), given, scalings)
     family.traced_x = x
-    family.traced_version = _noted_version()
+    family.traced_at = _noted()
     family.traced_outputs = tuple([None if n == place else each for n, each in enumerate(outputs)])
     return outputs[place]
 
@@ -71,19 +75,24 @@ def tensors_traced(family: Any) -> list[tuple[LayerTensors, float]] | None:
     """The tensors and scaling of every layer, None if one runs by itself."""
     found = []
     for member in family.members:
-        now = member.module()._tensors_now()
+        module = member.module()
+        if module is None or not hasattr(module, "_tensors_now"):
+            return None
+        now = module._tensors_now()
         if isinstance(now, str) or now[2] > 0:
             return None
         found.append((now[0], now[1]))
     return found
 
 
-def _note_version(context: ComptimeContext) -> None:
-    global _version
+def _note_input(context: ComptimeContext) -> None:
+    """Notes the trace, and how often its input was changed in place."""
+    global _at
     fake: Any = context.get_local("x").as_fake()
-    _version = fake._version
+    output = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
+    _at = (_traces.setdefault(output, next(_numbers)), fake._version)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _noted_version() -> int:
-    return _version
+def _noted() -> tuple[int, int]:
+    return _at
