@@ -53,6 +53,7 @@ def bench(name, regime_name, rank, rounds, effort, blocks):
     regime = Regime.of(regime_name)
     make, size, length = MODELS[name]
     made, batches = make(size, length)
+    made.config.use_cache = False  # of keys and values, whose layer's number would be a guard
     floor = bare(copy.deepcopy(made).to(regime.base))
     plain = adapted(made.to(regime.base), rank, regime.adapter)
     models = {"peft": plain, "peft compiled": copy.deepcopy(plain), "bare compiled": floor}

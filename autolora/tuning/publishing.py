@@ -78,15 +78,14 @@ class Publisher:
             self.cluster.send(problem, None, reason)
 
     def winners_near(self, problem: BaseProblem, environment: Environment) -> frozenset[str]:
-        """The winners at the token counts next to a problem's, and in the other modes.
+        """The winners at a problem's token count and those next to it, and in the other modes.
 
         They are measured too: look-up interpolates between the times of graphs that two records
         have in common, and what wins eager often wins compiled.
         """
         counts = self.store.token_counts(problem).get(environment, [])
         place = bisect_left(counts, problem.tokens)
-        near = [c for c in counts[max(place - 1, 0) : place + 2] if c != problem.tokens]
-        alike = [problem.at(count) for count in near]
+        alike = [problem.at(count) for count in counts[max(place - 1, 0) : place + 2]]
         alike += [problem.in_mode(mode) for mode in problem.modes if mode != problem.mode]
         records = (self.store.find(each, environment) for each in alike)
         return frozenset(record.winner for record in records if record is not None)
