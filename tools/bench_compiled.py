@@ -136,6 +136,7 @@ def main() -> None:
     for name in options.model:
         for regime in options.regime:
             torch._dynamo.reset()
+            torch._dynamo.config.recompile_limit = 64  # the models have their code in common
             with temporary_cache():
                 row = bench(
                     name, regime, options.rank, options.rounds, options.effort, options.blocks
