@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from autolora.graphs.function import LayerTensors
 from autolora.graphs.siblings.function import run_siblings_traced
 from autolora.graphs.siblings.source import SiblingExecutable
 
-_numbers = itertools.count(1)
-_traces: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # their numbers
+_numbers = itertools.count(1)  # of traces
 _at = (0, 0)  # the trace, and how often its input was changed in place
 
 
@@ -89,8 +87,8 @@ def _note_input(context: ComptimeContext) -> None:
     """Notes the trace, and how often its input was changed in place."""
     global _at
     fake: Any = context.get_local("x").as_fake()
-    output = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
-    _at = (_traces.setdefault(output, next(_numbers)), fake._version)
+    trace = vars(context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output)
+    _at = (trace.setdefault("autolora_number", next(_numbers)), fake._version)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
