@@ -91,6 +91,16 @@ def test_a_cache_file_holds_it_beside_single_layers(path):
     assert line["problem"]["biases"] == [True, False, False]
 
 
+def test_the_names_of_many_layers_fit_a_record():
+    alone = "adapter_first/h=recomputed/D=recomputed/dX=one_product/dA=via_z/dB=via_h"
+    libraries = "/t=h,Z,dA,dB/onednn=Y,h,Z,dX,dA,dB"
+    names = [alone + libraries, alone] * 8
+    found = Siblings.of([Problem(24, 8, 8, 2, "float32", "cpu") for _ in names])
+    times = {f"together=none/{'+'.join(names)}": 1000, "reference": 2000}
+    record = make_record(problem=found, times=times)
+    assert len(record.winner) > 1000
+
+
 def test_lookup_interpolates_and_has_crossovers(path):
     found = Siblings.of(layers())
 

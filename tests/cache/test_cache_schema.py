@@ -107,7 +107,7 @@ WRONG = [
     ((*FIRST, "conditions", "nested"), {}),
     ((*FIRST, "winner"), ""),
     ((*FIRST, "winner"), "a\nb"),
-    ((*FIRST, "winner"), "x" * 201),
+    ((*FIRST, "winner"), "x" * 2001),
     ((*FIRST, "problem", "tokens"), 0),
     ((*FIRST, "problem", "tokens"), 2**53),
     ((*FIRST, "problem", "adapter_dtype"), ""),

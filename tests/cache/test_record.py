@@ -147,7 +147,7 @@ BAD = [
     (("candidates", 0), None, "candidate"),
     (("candidates", 1), RECORD.to_json()["candidates"][0], "twice"),
     (("candidates", 0, "graph"), "", "graph"),
-    (("candidates", 0, "graph"), "x" * 201, "graph"),
+    (("candidates", 0, "graph"), "x" * 2001, "graph"),
     (("candidates", 0, "graph"), "a\nb", "graph"),
     (("candidates", 0, "graph"), 7, "graph"),
     (("candidates", 0, "median_ns"), None, "median_ns"),

@@ -70,6 +70,9 @@ class Verdict:
         return {"ok": self.ok, "errors": errors, "gain": list(self.gain), "reason": self.reason}
 
 
+LONGEST_GRAPH = 2000  # characters of a name, which may be those of many layers
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A graph that took part, with what is known about it.
@@ -98,7 +101,7 @@ class Candidate:
     peak_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        text("candidate.graph", self.graph)
+        text("candidate.graph", self.graph, most=LONGEST_GRAPH)
         whole("candidate.rounds", self.rounds)
         whole("candidate.saved_bytes", self.saved_bytes)
         if self.peak_bytes is not None:
