@@ -14,6 +14,8 @@ import torch
 
 _FORWARD, _AGAIN = "frame", "target_frame_ref"  # what the hooks of a region refer to
 
+# A torch that does not tell its hooks runs siblings one by one.
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _decided: WeakKeyDictionary[Any, dict[object, bool]] = WeakKeyDictionary()
 
 
@@ -23,7 +25,9 @@ def as_in_forward(group: object, together: bool) -> tuple[bool, bool]:
     In the forward pass, and outside of regions, as given; when the region runs again as it did, so
     not if the layers had not been known as siblings.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if _top_hooks is None:
+        return False, False
+    hooks = _top_hooks(False)
     if hooks is None:
         return together, False
     pack = getattr(hooks[0], "_torchdynamo_orig_callable", hooks[0])
