@@ -89,7 +89,7 @@ def run_layer(
         choice = _choose(state, x, tensors, p)
         state.remember(key, choice)
         group = choice.group = None if state.family is None else UNDECIDED
-        if group is None and module is not None and choice.problem is not None:
+        if group is None and module is not None and choice.problem and choice.problem.gradients:
             note_input(state, module, origin)  # from the next call on they run together
     else:
         group = choice.group

@@ -181,6 +181,16 @@ def test_without_a_record_nothing_changes():
     assert {layer.reason for layer in autolora.explain(fast).layers} == {"miss"}
 
 
+def test_an_inference_tensor_in_evaluation():
+    plain = adapted()
+    plain.requires_grad_(False)
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    with torch.inference_mode():
+        x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(fast(x, plainly), plain(x, plainly))  # it counts no versions
+
+
 def test_siblings_can_be_turned_off():
     plain = adapted()
     fast = copy.deepcopy(plain)
