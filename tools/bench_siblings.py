@@ -68,6 +68,16 @@ def accelerated(plain, regime, *, siblings):
     return model
 
 
+def compared(times):
+    """The ratios of what ran in turn, and the median milliseconds of each."""
+    return {
+        "over_apart": paired(times["apart"], times["siblings"])[0],
+        "over_peft": paired(times["peft"], times["siblings"])[0],
+        "bare_over_peft": paired(times["peft"], times["bare"])[0],
+        "ms": {key: round(median(taken) / 1e6, 3) for key, taken in times.items()},
+    }
+
+
 def bench_layers(name, shape, rank, rounds):
     """Tunes and times the layers of one block; returns its figures."""
     regime = Regime.of(name)
@@ -107,10 +117,7 @@ def bench_layers(name, shape, rank, rounds):
         "in": in_features,
         "outs": outs,
         "rank": rank,
-        "over_apart": paired(times["apart"], times["siblings"])[0],
-        "over_peft": paired(times["peft"], times["siblings"])[0],
-        "bare_over_peft": paired(times["peft"], times["bare"])[0],
-        "ms": {key: round(median(taken) / 1e6, 3) for key, taken in times.items()},
+        **compared(times),
         "tuning_s": round(tuning, 1),
         "graph": winners[0] if winners else "one by one",
     }
@@ -164,16 +171,13 @@ def bench_model(name, regime_name, rank, rounds, steps):
         prepare=lambda key: models[key].zero_grad(set_to_none=True),
     )
     layers = autolora.explain(models["siblings"]).layers
-    compared = {key: models[key] for key in ("peft", "apart", "siblings")}
-    losses = trained(compared, batches, step, steps)
+    alike = {key: models[key] for key in ("peft", "apart", "siblings")}
+    losses = trained(alike, batches, step, steps)
     return {
         "model": name,
         "regime": regime_name,
         "rank": rank,
-        "over_apart": paired(times["apart"], times["siblings"])[0],
-        "over_peft": paired(times["peft"], times["siblings"])[0],
-        "bare_over_peft": paired(times["peft"], times["bare"])[0],
-        "ms": {key: round(median(taken) / 1e6, 2) for key, taken in times.items()},
+        **compared(times),
         "tuning_s": tuning,
         "together": joined(found),
         "joint_layers": len({e.name for e in layers if isinstance(e.problem, Siblings)}),

@@ -10,34 +10,18 @@ from __future__ import annotations
 
 import torch
 from common.arguments import parsed, parser_for, temporary_cache, write
+from common.models import one_layer
 from common.regimes import OF_MODELS, Regime
 from torch.profiler import ProfilerActivity, profile
 
 import autolora
 from autolora.graphs.kinds import find_graph
-from autolora.problem import COMPILED, Problem
+from autolora.nn.adapted import adapted_layers
+from autolora.problem import COMPILED
 from autolora.timing.data import Data
 from autolora.timing.device import plain_torch, settle_allocator
 
 STEPS = 30
-
-
-def problem_of(regime, shape, rank):
-    """The problem of a compiled layer in a regime of models."""
-    words = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    tokens, i, o = shape
-    compute = regime.compute or regime.autocast_dtype or regime.adapter
-    return Problem(
-        i,
-        o,
-        tokens,
-        rank,
-        words[regime.autocast_dtype or regime.base],
-        "cpu",
-        adapter_dtype=words[regime.adapter],
-        compute_dtype=words[compute],
-        mode=COMPILED,
-    )
 
 
 def operators(run, clear, most):
@@ -62,7 +46,11 @@ def main() -> None:
     parser.add_argument("--regime", choices=OF_MODELS, default=OF_MODELS[-1])
     parser.add_argument("--most", type=int, default=8, help="operators of each")
     options = parsed(parser)
-    problem = problem_of(Regime.of(options.regime), options.shape, options.rank)
+    regime, (tokens, *sizes) = Regime.of(options.regime), options.shape
+    model = one_layer(regime, *sizes, options.rank)
+    autolora.accelerate(model, compute_dtype=regime.compute)
+    (layer,) = adapted_layers(model)
+    problem = layer.problem(tokens, autocast=regime.autocast_dtype, mode=COMPILED)
     device, found = torch.device("cpu"), {}
     with temporary_cache():
         (record,) = autolora.tune(problem).records

@@ -100,8 +100,8 @@ class BaseProblem(ABC):
 
     def __str__(self) -> str:
         return (
-            f"{self.shape_text} tokens {self.tokens} {self.traits} {self.device} "
-            f"{''.join(self.gradients) or 'forward'}"
+            f"{self.shape_text} tokens {self.tokens} {self._rank_before(' ')}{self.traits} "
+            f"{self.device} {''.join(self.gradients) or 'forward'}"
         )
 
     @property
@@ -143,12 +143,20 @@ class BaseProblem(ABC):
     @property
     def family_text(self) -> str:
         """What problems that differ in tokens only have in common, in one line."""
-        return f"{self.shape_text} {self.traits}"
+        return f"{self.shape_text} {self._rank_before(' ')}{self.traits}"
 
     @property
     def title(self) -> str:
         """All of it in one line."""
-        return f"{self.call_text}, {self.traits}"
+        return f"{self.call_text}, {self._rank_before(', ')}{self.traits}"
+
+    @property
+    def rank_text(self) -> str:
+        """The rank of its adapters, ``""`` if they have none."""
+        return ""
+
+    def _rank_before(self, mark: str) -> str:
+        return f"rank {self.rank_text}{mark}" if self.rank_text else ""
 
 
 @lru_cache(maxsize=64)

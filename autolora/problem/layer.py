@@ -158,9 +158,9 @@ class Problem(BaseProblem):
         return f"{self.in_features}→{self.out_features} rank {self.rank} {self.traits}"
 
     @property
-    def title(self) -> str:
-        """All of it in one line."""
-        return f"{self.call_text}, rank {self.rank}, {self.traits}"
+    def rank_text(self) -> str:
+        """Its rank."""
+        return str(self.rank)
 
     @property
     def gradient_text(self) -> str:

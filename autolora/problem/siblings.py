@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from autolora.problem.base import (
-    DEVICES,
-    DTYPES,
     EAGER,
-    MODES,
     BaseProblem,
     field_names,
-    require,
-    require_sizes,
 )
-from autolora.problem.layer import LAYOUTS, PLAIN_GRADIENTS, Problem
+from autolora.problem.layer import PLAIN_GRADIENTS, Problem
 
 _MOST = 16  # siblings
 
@@ -62,18 +57,8 @@ class Siblings(BaseProblem):
     mode: str = EAGER
 
     def __post_init__(self) -> None:
-        if not self.adapter_dtype:
-            object.__setattr__(self, "adapter_dtype", self.dtype)
-        if not self.compute_dtype:
-            object.__setattr__(self, "compute_dtype", self.adapter_dtype)
         if self.biases == ():
             object.__setattr__(self, "biases", (False,) * len(self.out_features))
-        require_sizes(self)
-        for name in ("dtype", "adapter_dtype", "compute_dtype"):
-            require(name, getattr(self, name), DTYPES)
-        require("device", self.device, DEVICES)
-        require("layout", self.layout, LAYOUTS)
-        require("mode", self.mode, MODES)
         number = len(self.out_features)
         if not 2 <= number <= _MOST or {len(self.ranks), len(self.biases)} != {number}:
             raise ValueError(
@@ -84,10 +69,11 @@ class Siblings(BaseProblem):
                 raise ValueError(f"{name} must be whole numbers of at least 1")
         if any(type(each) is not bool for each in self.biases):
             raise ValueError("biases must be true or false")
-        needed = tuple(name for name in PLAIN_GRADIENTS if name in self.gradients)
-        if len(needed) != len(self.gradients) or not {"A", "B"} <= set(needed):
+        if not {"A", "B"} <= set(self.gradients) <= set(PLAIN_GRADIENTS):
             raise ValueError(f"gradients must be X, A and B, or A and B, not {self.gradients!r}")
-        object.__setattr__(self, "gradients", needed)
+        first = self.parts[0]  # which checks what they have in common
+        for name in ("adapter_dtype", "compute_dtype", "gradients"):
+            object.__setattr__(self, name, getattr(first, name))
 
     @classmethod
     def of(cls, layers: Sequence[Problem]) -> Siblings | str:
@@ -122,12 +108,6 @@ class Siblings(BaseProblem):
             Problem(**shared, out_features=size, rank=rank, bias=bias) for size, rank, bias in own
         )
 
-    def __str__(self) -> str:
-        return (
-            f"{self.shape_text} tokens {self.tokens} rank {self._ranks} {self.traits} "
-            f"{self.device} {''.join(self.gradients)}"
-        )
-
     @property
     def layer_sizes(self) -> frozenset[tuple[int, int]]:
         """Of its layers."""
@@ -143,7 +123,7 @@ class Siblings(BaseProblem):
     @property
     def section_text(self) -> str:
         """Ranks, dtypes and what is special, as of one layer."""
-        return self._like.section_text.replace(f"rank {self.ranks[0]}", f"rank {self._ranks}", 1)
+        return self._like.section_text.replace(f"rank {self.ranks[0]}", f"rank {self.rank_text}", 1)
 
     @property
     def traits(self) -> str:
@@ -151,22 +131,12 @@ class Siblings(BaseProblem):
         return self._like.traits
 
     @property
-    def family_text(self) -> str:
-        """Sizes, ranks and traits."""
-        return f"{self.shape_text} rank {self._ranks} {self.traits}"
-
-    @property
-    def title(self) -> str:
-        """All of it in one line."""
-        return f"{self.call_text}, rank {self._ranks}, {self.traits}"
-
-    @property
     def tune_options(self) -> str:
         """As of one layer."""
         return self._like.tune_options
 
     @property
-    def _ranks(self) -> str:
+    def rank_text(self) -> str:
         """The rank of all, or that of each."""
         distinct = dict.fromkeys(self.ranks)
         return ", ".join(map(str, distinct if len(distinct) == 1 else self.ranks))

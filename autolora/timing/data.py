@@ -141,9 +141,8 @@ class Data:
         return step
 
 
-@lru_cache(maxsize=_KEPT)
-def _layer(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
-    """A graph as a function of X and the layer's tensors."""
+def layer_along(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
+    """A graph as a function of X and the layer's tensors, to be compiled or not."""
     p = DROPOUT if problem.dropout else 0.0
     if graph.forward == REFERENCE:
         dtype = getattr(torch, problem.compute_dtype)
@@ -158,14 +157,22 @@ def _layer(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], T
         def layer(X: Tensor, tensors: LayerTensors) -> Tensor:
             return runs(made, X, tensors, SCALING, p)
 
+    return layer
+
+
+def without_adapter(X: Tensor, W: Any, b: Tensor | None) -> Tensor:
+    """The base layer alone."""
+    return linear(X, W, b) if isinstance(W, Tensor) else W(X)
+
+
+@lru_cache(maxsize=_KEPT)
+def _layer(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
+    """A graph as a function of X and the layer's tensors, in the problem's mode."""
+    layer = layer_along(graph, problem)
     return compiled(layer) if problem.mode == COMPILED else layer
 
 
 @lru_cache(maxsize=_KEPT)
 def _floor(problem: Problem) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
-    """The layer without an adapter, as a function of X, W and b."""
-
-    def layer(X: Tensor, W: Any, b: Tensor | None) -> Tensor:
-        return linear(X, W, b) if isinstance(W, Tensor) else W(X)
-
-    return compiled(layer) if problem.mode == COMPILED else layer
+    """The layer without an adapter, as a function of X, W and b, in the problem's mode."""
+    return compiled(without_adapter) if problem.mode == COMPILED else without_adapter

@@ -10,22 +10,19 @@ from math import inf
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from autolora.cache.records.candidate import Verdict
 from autolora.graphs.base import BaseGraph
-from autolora.graphs.function import LayerTensors, run, run_traced
+from autolora.graphs.function import LayerTensors
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize
-from autolora.graphs.reference import reference
 from autolora.graphs.siblings.function import run_siblings, run_siblings_traced
 from autolora.graphs.siblings.graph import SiblingGraph
 from autolora.graphs.siblings.source import sibling_executable
 from autolora.graphs.siblings.space import apart, compositions, reference_graph
-from autolora.graphs.source import executable
 from autolora.graphs.unmeasured import analytic_graph
 from autolora.objective import Objective
-from autolora.problem import COMPILED, EAGER, Problem, Siblings
+from autolora.problem import COMPILED, EAGER, Siblings
 from autolora.timing import data
 from autolora.timing.accuracy import (
     MAGNITUDES,
@@ -124,12 +121,7 @@ def _layers(graph: SiblingGraph, problem: Siblings) -> Layers:
             return runs(made, X, tensors, scalings)
 
     else:
-        alone = [
-            _alone(*each)
-            for each in zip(
-                graph.layers or (None,) * len(problem.ranks), problem.parts, strict=True
-            )
-        ]
+        alone = [data.layer_along(*each) for each in graph.alone(problem)]
 
         def layers(X: Tensor, tensors: Sequence[LayerTensors]) -> Sequence[Tensor]:
             return [run(X, own) for run, own in zip(alone, tensors, strict=True)]
@@ -137,22 +129,12 @@ def _layers(graph: SiblingGraph, problem: Siblings) -> Layers:
     return compiled(layers) if compiles else layers
 
 
-def _alone(graph: Graph | None, part: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:
-    """A layer as a function of X and its tensors; no graph is PEFT's."""
-    if graph is None or graph.is_reference:
-        dtype = getattr(torch, part.compute_dtype)
-        return lambda X, tensors: reference(X, tensors, SCALING, 0.0, dtype)
-    made = executable(graph, part)
-    runs = run_traced if part.mode == COMPILED else run
-    return lambda X, tensors: runs(made, X, tensors, SCALING)
-
-
 @lru_cache(maxsize=_KEPT)
 def _floor(problem: Siblings) -> Layers:
     """The layers without adapters, as a function of X and their tensors."""
 
     def layers(X: Tensor, tensors: Sequence[LayerTensors]) -> Sequence[Tensor]:
-        return [linear(X, W, b) if isinstance(W, Tensor) else W(X) for W, b, *_ in tensors]
+        return [data.without_adapter(X, W, b) for W, b, *_ in tensors]
 
     return compiled(layers) if problem.mode == COMPILED else layers
 

@@ -21,7 +21,8 @@ from autolora.cluster.ranks import GRACE_SECONDS, Cluster
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.base import BaseGraph
-from autolora.graphs.kinds import find_graph, unmeasured_graph
+from autolora.graphs.kinds import unmeasured_graph
+from autolora.nn.choosing import ask
 from autolora.objective import TIME
 from autolora.problem import BaseProblem
 from autolora.tuning.result import TuneResult
@@ -189,12 +190,7 @@ class Publisher:
 
 def graph_by(store: TimingCache, problem: BaseProblem, environment: Environment) -> BaseGraph:
     """The graph that a layer would take from a cache alone, or without any record."""
-
-    def valid(name: str) -> bool:
-        return find_graph(name, problem) is not None
-
-    answer = Lookup.of(store).find(problem, environment, valid, strict=True)
-    found = None if answer.graph is None else find_graph(answer.graph, problem)
+    found, _ = ask(Lookup.of(store), problem, environment, TIME, strict=True)
     return found or unmeasured_graph(problem, TIME)[0]
 
 

@@ -91,7 +91,7 @@ def tune_problems(
     path = Path(cache) if cache is not None else search_path()[0]
     asked = (objective,) if isinstance(objective, Objective) else tuple(objective)
     parts = [part for problem in problems for part in problem.parts]
-    distinct = sorted(dict.fromkeys((*problems, *parts)), key=lambda each: bool(each.parts))
+    distinct = list(dict.fromkeys((*problems, *parts)))
     if effort == ESTIMATE:
         return TuneResult(path, estimates=[estimate(p, asked[0]) for p in distinct if not p.parts])
     places = {problem: device_for(problem, device) for problem in distinct}

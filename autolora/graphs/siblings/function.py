@@ -117,11 +117,7 @@ class _TracedSiblings(torch.autograd.Function):
         outputs = [
             executable.forwards[n](x, *layers[n], scalings[n], edges, made) for n in range(count)
         ]
-        known = {"X": x, **dict(zip(executable.made_names, made, strict=True))}
-        for n in range(count):
-            W, _, A, B = layers[n]
-            known |= {f"W{n + 1}": W, f"A{n + 1}": A, f"B{n + 1}": B}
-        ctx.save_for_backward(*[known[name] for name in executable.saved_names])
+        ctx.save_for_backward(*_kept(executable, x, made, layers))
         ctx.call = (executable, scalings, edges, x.shape)
         return tuple(outputs)
 
@@ -138,6 +134,19 @@ class _TracedSiblings(torch.autograd.Function):
         for a, b in zip(dA, dB, strict=True):
             flat += [None, None, a, b]
         return dX, None, None, *flat
+
+
+def _kept(
+    executable: SiblingExecutable,
+    x: Tensor,
+    made: Sequence[Tensor],
+    layers: Sequence[Sequence[Any]],
+) -> list[Tensor]:
+    """The tensors that are kept for the backward pass, in the order of their names."""
+    known = {"X": x, **dict(zip(executable.made_names, made, strict=True))}
+    for number, (W, _, A, B, *_) in enumerate(layers, 1):
+        known |= {f"W{number}": W, f"A{number}": A, f"B{number}": B}
+    return [known[name] for name in executable.saved_names]
 
 
 def _edges(narrow: Sequence[Tensor]) -> tuple[int, ...]:
@@ -161,10 +170,7 @@ class _Siblings(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         executable, tensors = call.executable, call.tensors
         call.made = executable.shared(x, parameters[: len(tensors)], call.edges)
-        known = {"X": x, **dict(zip(executable.made_names, call.made, strict=True))}
-        for number, (W, _, A, B, *_) in enumerate(tensors, 1):
-            known |= {f"W{number}": W, f"A{number}": A, f"B{number}": B}
-        ctx.save_for_backward(*(known[name] for name in executable.saved_names))
+        ctx.save_for_backward(*_kept(executable, x, call.made, tensors))
         ctx.set_materialize_grads(False)
         ctx.left = None  # what a backward pass needs that comes after one that was not of all
         quantised = tuple(None if isinstance(W, Tensor) else W for W, *_ in tensors)

@@ -83,7 +83,7 @@ class SiblingGraph(BaseGraph):
     def flops(self, problem: Siblings) -> int:
         """Multiplications and additions of all products, forward and backward."""
         if not self.is_joint:
-            return sum(g.flops(part) for g, part in self._alone(problem))
+            return sum(g.flops(part) for g, part in self.alone(problem))
         sizes = sizes_of(problem)
         forward = (step for steps in self.forward_steps(problem) for step in steps)
         steps = (*self.shared_steps(problem), *forward, *self.backward_steps(problem))
@@ -92,7 +92,7 @@ class SiblingGraph(BaseGraph):
     def saved_bytes(self, problem: Siblings) -> int:
         """Bytes kept from forward to backward beside the parameters; X counts once."""
         if not self.is_joint:
-            alone = list(self._alone(problem))
+            alone = list(self.alone(problem))
             of_x = [graph.saved_input_bytes(part) for graph, part in alone]
             return sum(g.saved_bytes(part) for g, part in alone) - sum(of_x) + max(of_x)
         saved = [name for name in self.saved(problem) if stem(name) not in PARAMETERS]
@@ -101,10 +101,11 @@ class SiblingGraph(BaseGraph):
     def saved_input_bytes(self, problem: Siblings) -> int:
         """Of these, the bytes of X itself."""
         if not self.is_joint:
-            return max(g.saved_input_bytes(part) for g, part in self._alone(problem))
+            return max(g.saved_input_bytes(part) for g, part in self.alone(problem))
         return bytes_of("X", problem) if "X" in self.saved(problem) else 0
 
-    def _alone(self, problem: Siblings) -> Iterator[tuple[Graph, Problem]]:
+    def alone(self, problem: Siblings) -> Iterator[tuple[Graph, Problem]]:
+        """The graph and the problem of each layer."""
         parts = problem.parts
         return zip(self.layers or (Graph(REFERENCE),) * len(parts), parts, strict=True)
 
@@ -147,7 +148,7 @@ def bytes_of(tensor: str, problem: Siblings) -> int:
 
 def transposed(graph: SiblingGraph) -> frozenset[str]:
     """The thin products of all layers that are computed as the transpose of the swapped product."""
-    return _of_layers(graph, [layer.transposed for layer in graph.layers])
+    return _of_layers([layer.transposed for layer in graph.layers])
 
 
 def onednn(graph: SiblingGraph) -> frozenset[str]:
@@ -155,10 +156,10 @@ def onednn(graph: SiblingGraph) -> frozenset[str]:
 
     Where all of dX is summed, each of its products is a tensor of its own.
     """
-    return _of_layers(graph, [layer.onednn for layer in graph.layers])
+    return _of_layers([layer.onednn for layer in graph.layers])
 
 
-def _of_layers(graph: SiblingGraph, products: list[frozenset[str]]) -> frozenset[str]:
+def _of_layers(products: list[frozenset[str]]) -> frozenset[str]:
     found = {f"{name}{number}" for number, some in enumerate(products, 1) for name in some}
     found |= {name for name in ("h", "dA", "dX") if name in products[0]}
     return frozenset(found)
@@ -210,7 +211,9 @@ def _backward_steps(graph: SiblingGraph, problem: Siblings) -> tuple[Step, ...]:
             own = _numbered(step, n, part)
             if own.out == "dX":
                 sums += _summed(own, n, layer, graph, first=not sums)
-            elif not (own.out == f"dA{n}" and "dA" in graph.together):
+            elif own.out == f"dA{n}" and "dA" in graph.together:
+                joint = Contraction("dA", "Z", own.reads[1])  # of X, or of its copy D
+            else:
                 made.append(own)
     steps = list(dict.fromkeys(made))
     if "h" in graph.together:
@@ -218,17 +221,12 @@ def _backward_steps(graph: SiblingGraph, problem: Siblings) -> tuple[Step, ...]:
     if {"dA", "dX"} & graph.together:
         steps.append(_join("Z", number))
     if "dA" in graph.together:
-        reads = "D" if any("D" in step.reads for step in _narrow(graph, parts)) else "X"
-        steps.append(Contraction("dA", "Z", reads))
+        steps.append(joint)
     if "dX" in graph.together and sums:
         if not any(step.out == "A" for step in steps):
             steps.append(_join("A", number))
         sums.append(Contraction("dX", "Z", "A", onto="dX"))
     return (*steps, *sums)
-
-
-def _narrow(graph: SiblingGraph, parts: tuple[Problem, ...]) -> list[Step]:
-    return [step for step in graph.layers[0].backward_steps(parts[0]) if step.out == "dA"]
 
 
 def _with_h(steps: list[Step], number: int) -> list[Step]:

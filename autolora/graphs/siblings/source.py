@@ -14,10 +14,10 @@ from torch import Tensor
 
 from autolora.graphs.contraction import Step
 from autolora.graphs.siblings.graph import SiblingGraph, at_size_one, onednn, transposed
-from autolora.graphs.source import Emitter, Line, run_source
+from autolora.graphs.source import Emitter, run_source
 from autolora.problem import QUANTISED, Siblings
 
-_TABLE = "    {}, = {}"
+_UNPACKED = "    {}, = {}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,22 +58,20 @@ def _executable(graph: SiblingGraph, problem: Siblings) -> SiblingExecutable:
     kept = sorted({*graph.saved(problem), *adapters})
     saved = tuple(name for name in kept if not name.startswith("Q"))
     rows = "    X = input if input.dim() == 2 else input.flatten(0, -2)"
-    edges = _TABLE.format(", ".join(f"e{n}" for n in (0, *numbers)), "e")
+    edges = _UNPACKED.format(", ".join(f"e{n}" for n in (0, *numbers)), "e")
 
     def named(letter: str) -> str:
         return ", ".join(f"{letter}{number}" for number in numbers)
 
     def body(steps: Sequence[Step], *, last: bool = False) -> list[str]:
-        found: tuple[Line, ...] = Emitter(problem.parts[0], transposed(graph), onednn(graph)).emit(
-            steps, last=last
-        )
-        return [f"    {line.text}" for line in found]
+        emitter = Emitter(problem.parts[0], transposed(graph), onednn(graph))
+        return [f"    {line.text}" for line in emitter.emit(steps, last=last)]
 
     source = [
         "def shared(input, A, e):",
         rows,
         edges,
-        _TABLE.format(named("A"), "A"),
+        _UNPACKED.format(named("A"), "A"),
         *body(shared),
         f"    return ({''.join(f'{name}, ' for name in made)})",
     ]
@@ -83,7 +81,7 @@ def _executable(graph: SiblingGraph, problem: Siblings) -> SiblingExecutable:
             f"def forward{number}(input, {parameters}, e, made):",
             rows,
             edges,
-            *([_TABLE.format(", ".join(made), "made")] if made else []),
+            *([_UNPACKED.format(", ".join(made), "made")] if made else []),
             *body(steps),
             f"    if input.dim() == 2: return Y{number}",
             f"    return reshaped(Y{number}, (*input.shape[:-1], Y{number}.shape[1]))",
@@ -92,8 +90,8 @@ def _executable(graph: SiblingGraph, problem: Siblings) -> SiblingExecutable:
     source += [
         "def backward(G, saved, Q, s, e):",
         edges,
-        *(_TABLE.format(named(letter), letter) for letter in ("G", "Q", "s")),
-        _TABLE.format(", ".join("input" if name == "X" else name for name in saved), "saved"),
+        *(_UNPACKED.format(named(letter), letter) for letter in ("G", "Q", "s")),
+        _UNPACKED.format(", ".join("input" if name == "X" else name for name in saved), "saved"),
         *([rows] if "X" in saved else []),
         *body(backward, last=True),
         f"    return {'dX' if 'X' in problem.gradients else 'None'}, ("
