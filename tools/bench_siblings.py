@@ -6,7 +6,7 @@
 Without ``--model`` the layers are those of one block: q, k and v, or gate and up, in several sizes.
 With it whole training steps are timed: the model accelerated with siblings and without. All
 variants run in turn in this process, on the same data, and are tuned first, into a temporary cache
-file; figures are medians of paired ratios.
+file; figures are medians of paired ratios. ``--compiled`` compiles the layers of all variants.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def compared(times):
     }
 
 
-def bench_layers(name, shape, rank, rounds):
-    """Tunes and times the layers of one block; returns its figures."""
+def bench_layers(name, shape, rank, rounds, compiled):
+    """Tunes and times the layers of one block, eager or compiled; returns its figures."""
     regime = Regime.of(name)
     tokens, in_features, outs = shape
     torch.manual_seed(0)
@@ -106,8 +106,13 @@ def bench_layers(name, shape, rank, rounds):
     begin = time.perf_counter()
     with autolora.record(models["siblings"]) as problems:
         step("siblings")
-    records = autolora.tune(problems).records
+    records = autolora.tune(problems, compiled=compiled).records
     tuning = time.perf_counter() - begin
+    if compiled:
+        torch._dynamo.reset()
+        torch._dynamo.config.recompile_limit = 64  # the models have their code in common
+        for model in models.values():
+            model.compile()
     steps = {key: lambda key=key: step(key) for key in models}
     times = interleaved(steps, rounds, warmup=3, prepare=clear)
     winners = [r.winner for r in records if isinstance(r.problem, Siblings)]
@@ -224,6 +229,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="*", type=int, help="indices into the list of shapes")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--steps", type=int, default=20, help="of training, for the losses")
+    parser.add_argument("--compiled", action="store_true", help="compile the layers (no models)")
     options = parsed(parser)
     rows = []
     for name in options.model:
@@ -245,7 +251,7 @@ def main() -> None:
             these = []
             for shape in shapes:
                 for rank in options.rank or RANKS:
-                    row = bench_layers(name, shape, rank, options.rounds)
+                    row = bench_layers(name, shape, rank, options.rounds, options.compiled)
                     these.append(row)
                     title = f"{row['tokens']} × {row['in']} → {', '.join(map(str, row['outs']))}"
                     ratios = (row[key] for key in ("over_apart", "over_peft", "bare_over_peft"))
