@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from autolora.capture.fakes import Fakes, running, shapes_only
 from autolora.errors import AutoloraError
-from autolora.nn.adapted import AdaptedLayer
+from autolora.nn.adapted import AdaptedExperts, AdaptedLayer
+from autolora.nn.experts.module import projections_of
 
 Note = Callable[[AdaptedLayer, Tensor], torch.dtype]
 
@@ -81,5 +83,30 @@ def intercept(layers: Sequence[AdaptedLayer], note: Note) -> None:
 
         return forward
 
+    mixtures: dict[nn.Module, list[AdaptedExperts]] = {}
     for layer in layers:
-        vars(layer.module)["forward"] = replacement(layer)
+        if isinstance(layer, AdaptedExperts):
+            mixtures.setdefault(layer.experts, []).append(layer)
+        else:
+            vars(layer.module)["forward"] = replacement(layer)
+    for weights in mixtures.values():
+        outermost = min(weights, key=lambda layer: len(layer.name))
+        vars(outermost.module)["forward"] = _of_experts(weights, note)
+
+
+def _of_experts(layers: Sequence[AdaptedExperts], note: Note) -> Any:
+    """The forward of a module of experts that notes the inputs of its adapted weights."""
+    used = projections_of(layers[0].experts)
+    ordered = sorted(layers, key=lambda layer: used.index(layer.module.parameter_name))
+
+    def forward(x: Tensor, ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        needs = x.requires_grad
+        for layer in ordered:
+            weights = layer.weights
+            X = x.new_empty((x.shape[0], weights["A"].shape[1])).requires_grad_(needs)
+            note(replace(layer, top_k=ids.shape[-1]), X)
+            needs = needs or any(weight.requires_grad for weight in weights.values())
+        Y = torch.empty_like(x)
+        return Y.requires_grad_().clone() if needs and torch.is_grad_enabled() else Y
+
+    return forward

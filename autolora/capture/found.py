@@ -11,7 +11,7 @@ import torch
 
 from autolora.capture.siblings import families_of
 from autolora.nn.adapted import AdaptedLayer
-from autolora.problem import BaseProblem, Siblings
+from autolora.problem import LOADS, BaseProblem, Experts, Siblings
 
 
 @dataclass(slots=True)
@@ -94,5 +94,12 @@ def note_problem(
     except ValueError as error:  # a dtype or a device that no graphs exist for
         found.left.append((layer.name, str(error)))
         return None
-    found.layers.append((layer.name, problem))
+    found.layers += [(layer.name, each) for each in _at_loads(problem)]
     return problem
+
+
+def _at_loads(problem: BaseProblem) -> list[BaseProblem]:
+    """The problem; of experts one for each load, since that depends on the data."""
+    if not isinstance(problem, Experts):
+        return [problem]
+    return [replace(problem, load=load) for load in LOADS]

@@ -16,7 +16,8 @@ from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
-from autolora.nn.adapted import adapted_layers
+from autolora.nn.adapted import adapted_layers, is_wrapped_experts
+from autolora.nn.experts.running import call_of, problems_of_call
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
@@ -153,7 +154,12 @@ def _layers(model: nn.Module, recording: Recording) -> Iterator[tuple[str, nn.Mo
     if "peft" in sys.modules:  # a model of PEFT's cannot exist before
         from autolora.nn.peft import lora_layers, why_left
 
+        within = set()  # the wrappers inside another, which notes their problems
         for name, module in lora_layers(model):
+            if is_wrapped_experts(module):
+                within.add(module.base_layer)
+            if module in within:
+                continue
             if reason := why_left(module):
                 recording.left.append((name, reason))
             else:
@@ -178,6 +184,9 @@ def _hook(recording: Recording, shared: SharedInputs[tuple[str, BaseProblem]], n
         if not torch.is_grad_enabled():
             recording.untrained += 1
             return
+        if is_wrapped_experts(module):
+            _note_experts(recording, name, module, args, kwargs)
+            return
         x, *more = (*args, *kwargs.values())
         if more:
             names = ", ".join(name for name in kwargs if name != "x") or "more arguments"
@@ -196,6 +205,30 @@ def _hook(recording: Recording, shared: SharedInputs[tuple[str, BaseProblem]], n
                 recording.devices.append(x.device)
 
     return note
+
+
+def _note_experts(
+    recording: Recording, name: str, wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Notes the problems of a call of experts, those of all wrappers around them."""
+    from autolora.nn.experts.wrappers import adapted_weights
+
+    found = adapted_weights(wrapper)
+    problems: Any = found
+    if not isinstance(found, str):
+        call = call_of(args[0] if args else None, args[1:], kwargs)
+        problems = call if isinstance(call, str) else problems_of_call(*found, call)
+    if isinstance(problems, str):
+        if (name, problems) not in recording.left:
+            recording.left.append((name, problems))
+        return
+    for problem in problems.values():
+        if problem.gradients:
+            recording.calls[problem] += 1
+        else:
+            recording.untrained += 1
+    if args[0].device not in recording.devices:
+        recording.devices.append(args[0].device)
 
 
 def _note_siblings(

@@ -20,7 +20,7 @@ from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.layer_state import choose_anew
 from autolora.nn.linear import add_lora
-from autolora.problem import QUANTISED, Problem
+from autolora.problem import QUANTISED, BaseProblem, Problem
 
 DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, 512
 
@@ -68,8 +68,10 @@ class Adapters:
         if self.quantised and self.quantised not in QUANTISED:
             raise AutoloraError(f"quantised must be one of {', '.join(QUANTISED)}")
 
-    def of(self, problem: Problem) -> Problem:
+    def of(self, problem: BaseProblem) -> BaseProblem:
         """The problem of a plain LoRA layer, changed to that of these adapters."""
+        if not isinstance(problem, Problem):
+            return problem
         gradients = problem.gradients
         if "A" in gradients or "B" in gradients:
             gradients += ("M",) * self.dora + ("c",) * self.lora_bias

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autolora.graphs import space, unmeasured
+from autolora.graphs import source, space, unmeasured
 from autolora.graphs.base import BaseGraph
+from autolora.graphs.experts import space as experts
+from autolora.graphs.experts.source import experts_executable
 from autolora.graphs.siblings import space as siblings
+from autolora.graphs.siblings.source import sibling_executable
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem, Siblings
+from autolora.problem import BaseProblem, Experts, Problem, Siblings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,15 @@ class GraphSpace:
         by_flops: what counting FLOPs alone would choose: ``(problem)``.
         unmeasured: what runs where nothing was measured, and how it was chosen in words:
             ``(problem, objective)``.
+        compile: the code of a graph that has some of its own, forward and backward: ``(graph,
+            problem)``.
     """
 
     find: Callable[[str, Any], BaseGraph | None]
     reference: Callable[[Any], BaseGraph]
     by_flops: Callable[[Any], BaseGraph]
     unmeasured: Callable[[Any, Objective], tuple[BaseGraph, str]]
+    compile: Callable[[Any, Any], Any]
 
 
 SPACES: dict[str, GraphSpace] = {
@@ -40,12 +46,21 @@ SPACES: dict[str, GraphSpace] = {
         space.reference_graph,
         unmeasured.flops_graph,
         unmeasured.unmeasured_graph,
+        source.executable,
     ),
     Siblings.kind: GraphSpace(
         siblings.find_graph,
         siblings.reference_graph,
         siblings.flops_graph,
         siblings.unmeasured_graph,
+        sibling_executable,
+    ),
+    Experts.kind: GraphSpace(
+        experts.find_graph,
+        experts.reference_graph,
+        experts.flops_graph,
+        experts.unmeasured_graph,
+        experts_executable,
     ),
 }
 
@@ -68,3 +83,8 @@ def flops_graph(problem: BaseProblem) -> BaseGraph:
 def unmeasured_graph(problem: BaseProblem, objective: Objective) -> tuple[BaseGraph, str]:
     """What runs where nothing was measured, and how it was chosen, in words."""
     return SPACES[problem.kind].unmeasured(problem, objective)
+
+
+def executable(graph: BaseGraph, problem: BaseProblem) -> Any:
+    """The code of a graph that is neither the reference nor of problems that run one by one."""
+    return SPACES[problem.kind].compile(graph, problem)

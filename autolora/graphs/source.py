@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -129,9 +130,11 @@ def _executable(graph: Graph, problem: Problem) -> Executable:
     return Executable(graph, problem, names, made["forward"], made["backward"])
 
 
-def run_source(source: str, name: str, mode: str) -> dict[str, Any]:
-    """The functions that the source of a graph defines, by name."""
-    scope = dict(_TRACED_SCOPE if mode == COMPILED else _SCOPE)
+def run_source(
+    source: str, name: str, mode: str, more: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The functions that the source of a graph defines, by name; ``more`` are its own globals."""
+    scope = {**(_TRACED_SCOPE if mode == COMPILED else _SCOPE), **more}
     exec(compile(source, f"<autolora graph {name}>", "exec"), scope)
     return scope
 

@@ -24,7 +24,7 @@ from autolora.problem import COMPILED, Problem
 Figure = tuple[int, int]  # at one token, and what each more adds
 
 # FLOPs in the time of moving one byte.
-_FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
+FLOPS_PER_BYTE = {"cpu": 12, "cuda": 100}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def analytic_graph(problem: Problem) -> Graph:
 
     Graphs that may be less accurate than the reference are excluded.
     """
-    balance = _FLOPS_PER_BYTE[problem.device]
+    balance = FLOPS_PER_BYTE[problem.device]
     best = min(
         _accurate_costs(problem),
         key=lambda cost: (cost.flops + balance * cost.bytes, -len(cost.graph.saves)),

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from autolora.graphs.function import LayerTensors
+from autolora.nn.experts.module import configured_top_k
+from autolora.nn.experts.statement import state_experts
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
 from autolora.nn.linear import LoRALinear
 from autolora.nn.statement import layer_facts, state_problem, trainable
-from autolora.problem import EAGER, Problem
+from autolora.problem import EAGER, LOADS, BaseProblem, Experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class AdaptedLayer:
         device: str | None = None,
         training: bool = True,
         mode: str = EAGER,
-    ) -> Problem:
+    ) -> BaseProblem:
         """The problem that this layer poses for an input of ``tokens`` rows.
 
         Args:
@@ -94,6 +96,72 @@ class AdaptedLayer:
         return trainable(self.tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class AdaptedExperts(AdaptedLayer):
+    """One stacked weight of a mixture's experts, with an adapter of PEFT's.
+
+    Args:
+        experts: the module of experts.
+        top_k: experts of each token, None if that is not known before a call.
+    """
+
+    experts: Any = None
+    top_k: int | None = None
+
+    def problem(
+        self,
+        tokens: int,
+        *,
+        gradients: Sequence[str] | None = None,
+        autocast: torch.dtype | None = None,
+        device: str | None = None,
+        training: bool = True,
+        mode: str = EAGER,
+        load: str = LOADS[0],
+    ) -> Experts:
+        """The problem of one projection for ``tokens`` rows of the router's input.
+
+        Args:
+            tokens: that the router gets.
+            gradients: names of the tensors that need one; defaults to all.
+            autocast: does not matter, since PEFT's path computes in the dtype of the weights.
+            device: type of the training device; defaults to that of the weights.
+            training: does not matter.
+            mode: eager.
+            load: how the tokens are spread over the experts.
+
+        Raises:
+            ValueError: the experts of each token are not known, or there are no graphs for a dtype
+                or the device.
+        """
+        if self.top_k is None:
+            raise ValueError("how many experts a token has is not known before a step")
+        return state_experts(
+            self.experts,
+            self.tensors[2],
+            self.tensors[3],
+            tokens=tokens,
+            top_k=self.top_k,
+            device=device or self.device.type,
+            load=load,
+            gradients=("X", *self.weights) if gradients is None else gradients,
+        )
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.tensors[0].dtype  # type: ignore[no-any-return]
+
+
+def is_wrapped_experts(module: Any) -> bool:
+    """Whether a module is PEFT's wrapper of a stacked weight of a mixture's experts."""
+    if "peft" not in sys.modules:
+        return False
+    from autolora.nn.peft import is_wrapped_experts as is_wrapper
+
+    return is_wrapper(module)
+
+
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     """The LoRA layers of a model that can run as graphs, in the model's order."""
     return [layer for _, layer in _survey(model) if isinstance(layer, AdaptedLayer)]
@@ -130,8 +198,33 @@ def _peft_layer(name: str, module: Any) -> AdaptedLayer | str:
 
     if reason := why_left(module):
         return reason
+    if is_wrapped_experts(module):
+        return _wrapped_experts(name, module)
     found = peft_tensors(module)
     if isinstance(found, str):
         return found
     state = getattr(module, "_autolora", None) or LayerState()
     return AdaptedLayer(name, module, found[0], training_dropout(module), state)
+
+
+def _wrapped_experts(name: str, wrapper: Any) -> AdaptedLayer | str:
+    from autolora.nn.experts.wrappers import adapted_weights
+
+    found = adapted_weights(wrapper)
+    if isinstance(found, str):
+        return found
+    experts, adapted = found
+    own = adapted.get(wrapper.parameter_name)
+    if own is None:
+        return "no active adapter"
+    seen = [c.problem.top_k for c in own.state.choices.values() if isinstance(c.problem, Experts)]
+    W, b = (experts._parameters.get(f"{wrapper.parameter_name}{end}") for end in ("", "_bias"))
+    return AdaptedExperts(
+        name,
+        wrapper,
+        (W, b, own.A, own.B, None, None),
+        0.0,
+        own.state,
+        experts,
+        seen[-1] if seen else configured_top_k(experts),
+    )

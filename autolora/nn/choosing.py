@@ -17,10 +17,7 @@ from autolora.cache.lookup.lookup import Answer, Lookup
 from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.graph import Graph
-from autolora.graphs.kinds import find_graph, unmeasured_graph
-from autolora.graphs.siblings.graph import SiblingGraph
-from autolora.graphs.siblings.source import sibling_executable
-from autolora.graphs.source import executable
+from autolora.graphs.kinds import executable, find_graph, unmeasured_graph
 from autolora.nn.layer_state import (
     MOST_SHARED,
     Choice,
@@ -31,7 +28,7 @@ from autolora.nn.layer_state import (
 )
 from autolora.nn.strict import is_strict, miss_detail, miss_error, notice_unmeasured
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem, Siblings
+from autolora.problem import BaseProblem
 
 if TYPE_CHECKING:
     from autolora.nn.freezing.snapshot import Snapshot
@@ -77,7 +74,7 @@ def decide(problem: BaseProblem, device: torch.device, policy: Policy) -> Choice
     return replace(choice)  # a copy, since each layer counts its own calls
 
 
-def decide_and_report(problem: Problem, device: torch.device, policy: Policy) -> Choice:
+def decide_and_report(problem: BaseProblem, device: torch.device, policy: Policy) -> Choice:
     """As :func:`decide`, for a call: a problem without timings is reported once.
 
     Raises:
@@ -129,13 +126,9 @@ def without_graph(reason: str) -> Choice:
 def _choice(
     problem: BaseProblem, graph: BaseGraph, reason: str, *details: str, lack: str = ""
 ) -> Choice:
-    made = joint = None
-    if isinstance(graph, Graph) and isinstance(problem, Problem) and not graph.is_reference:
-        made = executable(graph, problem)
-    elif isinstance(graph, SiblingGraph) and isinstance(problem, Siblings) and graph.is_joint:
-        joint = sibling_executable(graph, problem)
+    made = None if graph.is_apart or graph.is_reference else executable(graph, problem)
     detail = "; ".join(filter(None, details))
-    return Choice(problem, graph, reason, detail, executable=made, joint=joint, lack=lack)
+    return Choice(problem, graph, reason, detail, executable=made, lack=lack)
 
 
 @lru_cache(maxsize=1)

@@ -16,8 +16,6 @@ from weakref import WeakSet, WeakValueDictionary
 import torch
 
 from autolora.graphs.base import BaseGraph
-from autolora.graphs.siblings.source import SiblingExecutable
-from autolora.graphs.source import Executable
 from autolora.nn.defaults import default_objective
 from autolora.objective import Objective
 from autolora.problem import COMPILED, BaseProblem
@@ -44,8 +42,8 @@ class Choice:
         graph: for the reference graph the layer's own ``forward`` is used.
         reason: a grade of :mod:`autolora.cache.lookup.lookup`, ``"pinned"`` or ``"left"``.
         detail: more about the reason.
-        executable: of the graph, None for the reference graph.
-        joint: that of a graph of sibling layers.
+        executable: of the graph, as its kind of problem compiles it; None for the reference graph
+            and for siblings that run one by one.
         lack: what the graph was not tuned for though the objective needs it, in words.
         calls: number of calls.
         group: how the layer runs together with its siblings, None if it does not.
@@ -56,8 +54,7 @@ class Choice:
     graph: BaseGraph
     reason: str
     detail: str = ""
-    executable: Executable | None = None
-    joint: SiblingExecutable | None = None
+    executable: Any = None
     lack: str = ""
     calls: int = 0
     group: Any = None

@@ -16,6 +16,7 @@ from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import left, run_layer
+from autolora.nn.experts.running import call_of, run_module
 from autolora.nn.freezing.agreement import in_group
 from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
@@ -24,6 +25,12 @@ from autolora.nn.layer_tensors import base_layout
 try:
     from peft.tuners import lora
 
+    from autolora.nn.experts.wrappers import (
+        ParamWrapper,
+        adapted_weights,
+        adapts_linear,
+        why_wrapper_left,
+    )
     from autolora.nn.peft_internals import adapter_weights, peft_tensors, unexpected
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise AutoloraError(
@@ -61,7 +68,33 @@ class Linear(Accelerated, lora.Linear):  # type: ignore[misc]
     """A ``peft.tuners.lora.Linear`` that runs the fastest measured graph."""
 
 
+class AcceleratedWeight(Accelerated):
+    """Mixin for PEFT's wrappers of single parameters: of a mixture's experts, or a linear layer."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As the wrapped module, by PEFT if no graph applies."""
+        if adapts_linear(self):
+            return super().forward(x, *args, **kwargs)
+        found = adapted_weights(self)
+        if found and torch.compiler.is_compiling():
+            found = "compiled: experts run PEFT's path"
+        if not isinstance(found, str):
+            call = call_of(x, args, kwargs)
+            if not isinstance(call, str):
+                Y = run_module(*found, call)
+                if Y is not None:
+                    return Y
+            found = call if isinstance(call, str) else ""
+        if found and not torch.compiler.is_compiling():
+            left(self._autolora, found)
+        return super(Accelerated, self).forward(x, *args, **kwargs)  # type: ignore[misc,no-any-return]
+
+
 _CLASSES: dict[type, type] = {lora.Linear: Linear}
+if ParamWrapper is not None:
+    _CLASSES[ParamWrapper] = type(
+        "ParamWrapper", (AcceleratedWeight, ParamWrapper), {"__module__": __name__}
+    )
 
 
 def accelerated_class(kind: type) -> type | None:
@@ -76,6 +109,8 @@ def __getattr__(name: str) -> type:
     """The accelerated quantised classes, which pickle finds by name; they need bitsandbytes."""
     kind = getattr(lora, name, None) if name in _QUANTISED else None
     made = None if kind is None else accelerated_class(kind)
+    if name == "ParamWrapper" and ParamWrapper is not None:
+        made = _CLASSES[ParamWrapper]
     if made is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return made
@@ -171,9 +206,8 @@ def accelerate(
             layer.__class__ = accelerated_class(type(layer))
         layer._autolora = LayerState(compute_dtype, wanted, siblings)
         report.taken.append(name)
-        tensors = peft_tensors(layer)
-        if isinstance(tensors, str):
-            report.notes.append((name, tensors))
+        if reason := path_of_peft(layer):
+            report.notes.append((name, reason))
     if not report.taken and not report.left:
         raise AutoloraError(
             f"this {type(model).__name__} holds no PEFT LoRA layer; make one with "
@@ -189,10 +223,23 @@ def restore(model: nn.Module) -> list[str]:
     return [name for name, layer in model.named_modules() if _restore(layer)]
 
 
+def is_wrapped_experts(layer: Any) -> bool:
+    """Whether a layer is PEFT's wrapper of a stacked weight of a mixture's experts."""
+    wrapper = ParamWrapper is not None and isinstance(layer, ParamWrapper)
+    return wrapper and not adapts_linear(layer)
+
+
+def path_of_peft(layer: Any) -> str:
+    """Why an accelerated layer runs PEFT's ``forward`` in its current state, ``""`` if not."""
+    found = adapted_weights(layer) if is_wrapped_experts(layer) else peft_tensors(layer)
+    return found if isinstance(found, str) else ""
+
+
 def _restore(layer: Any) -> bool:
     if not isinstance(layer, Accelerated):
         return False
-    layer.__class__ = type(layer).__mro__[2]
+    kinds: tuple[Any, ...] = type(layer).__mro__
+    layer.__class__ = next(kind for kind in kinds if not issubclass(kind, Accelerated))
     del layer._autolora
     return True
 
@@ -210,7 +257,10 @@ def why_left(layer: Any) -> str:
     if not isinstance(layer, Accelerated) and accelerated_class(kind) is None:
         return f"a {kind.__module__.rpartition('.')[2]}.{kind.__name__} layer"
     base = layer._modules.get("base_layer")
-    if not base_layout(base):
+    if ParamWrapper is not None and isinstance(layer, ParamWrapper):
+        if reason := why_wrapper_left(layer):
+            return reason
+    elif not base_layout(base):
         return f"its base is a {type(base).__name__}"
     if "forward" in layer.__dict__:
         return "its forward was replaced"

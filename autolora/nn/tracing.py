@@ -159,13 +159,13 @@ def _chosen(key: str, layer: Layer | Layers, call: Call, device: torch.device, p
     else:
         if isinstance(problem, Problem):
             choice = decide_and_report(problem, device, policy)
-        elif (choice := decide(problem, device, policy)).joint is None:
+        elif (choice := decide(problem, device, policy)).executable is None:
             return ""  # one by one
         choice.detail = "; ".join(filter(None, (where, choice.detail)))
     policy.traced[layer, call, tokens] = choice
     if state is not None:
         state.remember(("traced", layer, call, tokens), choice)
-    made = choice.executable or choice.joint
+    made = choice.executable
     if made is None:
         return ""
     name = f"{made.graph.name} {made.problem!r}"

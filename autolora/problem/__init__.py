@@ -2,10 +2,11 @@
 
 ``base`` is the interface of every kind of problem, and all that cache, lookup, tuner, cluster and
 command line know of one. ``kinds`` lists the kinds: ``layer`` is a single LoRA layer, ``siblings``
-are several with one X.
+are several with one X, and ``experts`` are the stacked weights of a mixture.
 """
 
 from autolora.problem.base import COMPILED, DEVICES, DTYPES, EAGER, MODES, BaseProblem
+from autolora.problem.experts import IMPLEMENTATIONS, LOADS, Experts
 from autolora.problem.layer import (
     GRADIENTS,
     LAYOUTS,
@@ -22,12 +23,15 @@ __all__ = [
     "DTYPES",
     "EAGER",
     "GRADIENTS",
+    "IMPLEMENTATIONS",
     "LAYOUTS",
+    "LOADS",
     "MODES",
     "PLAIN_GRADIENTS",
     "QUANTISED",
     "VARIANTS",
     "BaseProblem",
+    "Experts",
     "Problem",
     "Siblings",
 ]

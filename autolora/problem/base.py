@@ -63,8 +63,10 @@ class BaseProblem(ABC):
         return MODES if "mode" in field_names(type(self)) else (EAGER,)
 
     def in_mode(self, mode: str) -> Self:
-        """The same problem in another mode."""
-        return self if mode == self.mode else replace(self, mode=mode)  # type: ignore[type-var]
+        """The same problem in another mode, or itself if its kind does not have that."""
+        if mode == self.mode or mode not in self.modes:
+            return self
+        return replace(self, mode=mode)  # type: ignore[type-var]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

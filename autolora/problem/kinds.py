@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from autolora.problem.base import DEFAULT_KIND, BaseProblem
+from autolora.problem.experts import Experts
 from autolora.problem.layer import Problem
 from autolora.problem.siblings import Siblings
 
-KINDS: dict[str, type[BaseProblem]] = {kind.kind: kind for kind in (Problem, Siblings)}
+KINDS: dict[str, type[BaseProblem]] = {kind.kind: kind for kind in (Problem, Siblings, Experts)}
 
 
 def problem_from_json(value: Mapping[str, Any]) -> BaseProblem:

@@ -12,11 +12,14 @@ import torch
 from autolora.cache.records.candidate import Verdict
 from autolora.graphs.base import BaseGraph
 from autolora.objective import Objective
-from autolora.problem import BaseProblem, Problem, Siblings
+from autolora.problem import BaseProblem, Experts, Problem, Siblings
 from autolora.timing import siblings
 from autolora.timing.accuracy import verdict
 from autolora.timing.clock import Measure, Run
 from autolora.timing.data import Data
+from autolora.timing.experts import accuracy as accuracy_of_experts
+from autolora.timing.experts import screen as screen_of_experts
+from autolora.timing.experts.data import Data as DataOfExperts
 from autolora.timing.screen import Prediction, predict
 
 
@@ -60,6 +63,11 @@ WORKBENCHES: dict[str, Workbench] = {
         lambda problem, device, seed: siblings.Data.random(problem, device, seed=seed),
         siblings.predict,
         siblings.verdict,
+    ),
+    Experts.kind: Workbench(
+        lambda problem, device, seed: DataOfExperts.random(problem, device, seed=seed),
+        screen_of_experts.predict,
+        accuracy_of_experts.verdict,
     ),
 }
 

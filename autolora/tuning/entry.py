@@ -40,8 +40,10 @@ class _Asked:
 
     def compiled(self) -> _Asked:
         """The same problems, compiled."""
-        weights = self.weights and {p.in_mode(COMPILED): n for p, n in self.weights.items()}
-        problems = [problem.in_mode(COMPILED) for problem in self.problems]
+        weights = self.weights and {
+            p.in_mode(COMPILED): n for p, n in self.weights.items() if COMPILED in p.modes
+        }
+        problems = [p.in_mode(COMPILED) for p in self.problems if COMPILED in p.modes]
         return replace(self, problems=problems, weights=weights)
 
 

@@ -226,8 +226,8 @@ def decide_group(state: LayerState, choice: Choice, x: Tensor) -> Group | None:
             family.groups.clear()
         made = decide(problem, x.device, state.policy)
         group = None
-        if made.joint is not None:
-            group = Group(family, made, made.joint, facts, [0] * len(facts))
+        if made.executable is not None:
+            group = Group(family, made, made.executable, facts, [0] * len(facts))
             family.misses, family.given_up = 0, ""
         choice.alone = "" if group is not None or made.reason == "miss" else _FASTER
         return family.groups.setdefault(key, group)  # another thread may have been first

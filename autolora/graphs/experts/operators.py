@@ -1,0 +1,89 @@
+"""What the source of graphs of experts calls, beside torch's own functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autolora.graphs.experts.routing import Routing
+
+_FUNCTION = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ALIGNED = 16  # bytes, of rows and of addresses
+
+
+def grouped_mm(left: Tensor, right: Tensor, routing: Routing) -> Tensor:
+    """The products of all experts in one call, in loops where torch has no such call.
+
+    Args:
+        left: ``(rows, inner)``, or ``(outer, rows)`` if the rows are what is summed over; that is
+            not differentiable.
+        right: ``(experts, inner, outer)``, or ``(rows, outer)``.
+        routing: of the rows.
+
+    Returns:
+        ``(rows, outer)``, or a matrix for each expert.
+    """
+    if _FUNCTION is not None and left.dtype in _DTYPES and _is_aligned(left) and _is_aligned(right):
+        return _FUNCTION(left, right, offs=routing.offsets)  # type: ignore[no-any-return]
+    if right.dim() == 3:
+        slices = [torch.mm(left[begin:end], right[e]) for e, begin, end in routing.spans]
+        return torch.cat(slices) if slices else left.new_empty((0, right.shape[2]))
+    made = left.new_zeros((routing.experts, left.shape[0], right.shape[1]))
+    for e, begin, end in routing.spans:
+        torch.mm(left[:, begin:end], right[begin:end], out=made[e])
+    return made
+
+
+def _is_aligned(matrices: Tensor) -> bool:
+    """Whether torch's grouped product takes such a tensor."""
+    size = matrices.element_size()
+    strides = sorted(matrices.stride()[-2:])
+    return (
+        strides[0] == 1
+        and strides[1] * size % _ALIGNED == 0
+        and matrices.data_ptr() % _ALIGNED == 0
+    )
+
+
+def padded(rows: Tensor, routing: Routing) -> Tensor:
+    """Rows ``(rows, columns)`` with room for as many of each expert as the busiest one has.
+
+    Returns:
+        ``(experts, most, columns)``, zeros where an expert has no row.
+    """
+    made = rows.new_zeros((routing.experts * routing.most, rows.shape[1]))
+    made.index_copy_(0, routing.places, rows)
+    return made.view(routing.experts, routing.most, rows.shape[1])
+
+
+def onto_slices(rows: Tensor, biases: Tensor, routing: Routing) -> Tensor:
+    """Adds the bias of each expert, ``(experts, columns)``, to its rows in place."""
+    return rows.add_(biases.index_select(0, routing.ids))
+
+
+def stacked(A: Tensor, B: Tensor, experts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The adapters of each expert, from PEFT's layout, in which A has the experts outermost.
+
+    Args:
+        A: ``(experts × rank, in_features)``.
+        B: ``(out_features, rank × experts)``.
+        experts: their number.
+        dtype: of the results.
+
+    Returns:
+        ``(experts, rank, in_features)`` and ``(experts, out_features, rank)``.
+    """
+    narrow = A.to(dtype).view(experts, -1, A.shape[1])
+    wide = B.to(dtype).view(B.shape[0], -1, experts).permute(2, 0, 1).contiguous()
+    return narrow, wide
+
+
+def unstacked(dA: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of A in PEFT's layout, from ``(experts, rank, in_features)``."""
+    return dA.reshape(-1, dA.shape[2]).to(dtype)
+
+
+def unstacked_wide(dB: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of B in PEFT's layout, from ``(experts, out_features, rank)``."""
+    return dB.to(dtype).permute(1, 2, 0).reshape(dB.shape[1], -1)

@@ -1,0 +1,127 @@
+"""Which rows belong to which expert: rows are sorted by expert, so that each has a slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import expm1
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Routing:
+    """The rows of each expert.
+
+    Args:
+        experts: number of experts.
+        ids: the expert of each row, ascending, ``(rows,)``.
+        ends: of each expert's slice of the rows.
+    """
+
+    experts: int
+    ids: Tensor
+    ends: list[int]
+
+    @classmethod
+    def sorted_by(cls, ids: Tensor, experts: int) -> tuple[Routing, Tensor]:
+        """The routing of rows that were sorted, and the order that sorts them.
+
+        Args:
+            ids: the expert of each row; rows with a number outside are those of no expert.
+            experts: number of experts.
+        """
+        ordered, order = torch.sort(ids, stable=True)
+        counts = torch.bincount(ordered.clamp(max=experts), minlength=experts + 1)[:experts]
+        ends = counts.cumsum(0).tolist()
+        if ends[-1] < len(order):
+            ordered, order = ordered[: ends[-1]], order[: ends[-1]]
+        return cls(experts, ordered, ends), order
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """Each expert that has rows, with begin and end of its slice."""
+        begins = [0, *self.ends[:-1]]
+        spans = zip(range(self.experts), begins, self.ends, strict=True)
+        return [(e, begin, end) for e, begin, end in spans if begin < end]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """The ends as a tensor, as grouped products take them."""
+        return torch.tensor(self.ends, dtype=torch.int32, device=self.ids.device)
+
+    @cached_property
+    def most(self) -> int:
+        """The rows of the expert that has most."""
+        return max((end - begin for _, begin, end in self.spans), default=0)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The place of each row where every expert has room for :attr:`most` rows."""
+        ends = torch.tensor([0, *self.ends[:-1]], device=self.ids.device)
+        rows = torch.arange(len(self.ids), device=self.ids.device)
+        return self.ids * self.most + rows - ends[self.ids]
+
+    def load(self, top_k: int) -> str:
+        """``"uniform"`` or ``"skewed"``, whichever explains the squares of the loads better.
+
+        Of T rows on E experts with shares p of them, ``Σ n²`` is about ``T + T² Σ p²``. Σ p² is 1/E
+        for equal shares, and that of :func:`skewed_shares` for skewed ones; their geometric mean
+        divides the two classes.
+        """
+        rows = len(self.ids)
+        squares = sum((end - begin) ** 2 for _, begin, end in self.spans)
+        limit = rows + rows * rows * _middle(self.experts, top_k)
+        return "skewed" if squares > limit else "uniform"
+
+
+def skewed_weights(experts: int) -> list[float]:
+    """How likely the nth busiest expert of a skewed load is drawn next: as 1/n, Zipf's law."""
+    return [1 / n for n in range(1, experts + 1)]
+
+
+@lru_cache(maxsize=256)
+def skewed_shares(experts: int, top_k: int) -> tuple[float, ...]:
+    """The shares of the rows that experts get in a skewed load.
+
+    If a token's ``top_k`` experts are drawn one after the other without replacement, expert e is
+    among them with a probability of about ``1 - exp(-t w_e)``, with t such that these add up to
+    ``top_k``.
+    """
+    weights = skewed_weights(experts)
+
+    def chances(t: float) -> list[float]:
+        return [-expm1(-t * weight) for weight in weights]
+
+    low, high = 0.0, 1.0
+    while sum(chances(high)) < min(top_k, experts - 1e-6) and high < 1e9:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(chances(middle)) < top_k else (low, middle)
+    found = chances(high)
+    return tuple(chance / sum(found) for chance in found)
+
+
+@lru_cache(maxsize=256)
+def _middle(experts: int, top_k: int) -> float:
+    """The Σ p² between those of equal and of skewed shares."""
+    return float((sum(p * p for p in skewed_shares(experts, top_k)) / experts) ** 0.5)
+
+
+def drawn_routing(
+    tokens: int, experts: int, top_k: int, load: str, device: torch.device, seed: int = 0
+) -> Routing:
+    """A random routing: each token goes to ``top_k`` different experts.
+
+    They are drawn one after the other without replacement, with equal probabilities or
+    in proportion to :func:`skewed_weights`; which experts are the busy ones is random too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = [1.0] * experts if load == "uniform" else skewed_weights(experts)
+    turned = torch.tensor(weights)[torch.randperm(experts, generator=generator)]
+    # the largest of log w plus Gumbel noise are a draw without replacement
+    noise = -torch.log(-torch.log(torch.rand(tokens, experts, generator=generator)))
+    ids = (turned.log() + noise).topk(min(top_k, experts), dim=1).indices
+    return Routing.sorted_by(ids.flatten().to(device), experts)[0]

@@ -1,0 +1,1 @@
+"""A mixture's experts: modules of transformers whose stacked weights PEFT adapts."""

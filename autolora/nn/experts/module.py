@@ -1,0 +1,85 @@
+"""What autolora reads of a module of experts of transformers, and why it may not run it.
+
+Such modules follow transformers' experts interface: they name their weights and say how these are
+stored, and any of several implementations computes what their own code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from autolora.nn.layer_tensors import PLAIN
+from autolora.problem import DTYPES, IMPLEMENTATIONS
+
+PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+
+_INTERFACE = "transformers.integrations.moe"
+_FLAGS = ("has_gate", "has_bias", "is_transposed")
+FLOATS = frozenset(getattr(torch, name) for name in DTYPES)
+_TOP_K = (  # where configurations say how many experts a token has
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "top_k_experts",
+    "moe_k",
+)
+
+
+def is_experts(module: Any) -> bool:
+    """Whether a module follows transformers' experts interface."""
+    forward = getattr(type(module), "forward", None)
+    return (
+        getattr(forward, "__globals__", {}).get("__name__") == _INTERFACE
+        and all(type(getattr(module, name, None)) is bool for name in _FLAGS)
+        and isinstance(getattr(module, "num_experts", None), int)
+    )
+
+
+def implementation_of(module: Any) -> str:
+    """How a module runs its experts, in transformers' words."""
+    return getattr(module.config, "_experts_implementation", None) or "eager"
+
+
+def projections_of(module: Any) -> tuple[str, str]:
+    """The names of a module's weights, in the order in which they are used."""
+    return ("gate_up_proj" if module.has_gate else "up_proj"), "down_proj"
+
+
+def why_not(module: Any, adapted: Collection[str]) -> str:
+    """Why a module of experts runs as PEFT runs it, ``""`` if it can run graphs.
+
+    Args:
+        module: that :func:`is_experts`.
+        adapted: the names of its weights that have adapters.
+    """
+    names = projections_of(module)
+    if unknown := sorted(set(adapted) - set(names)):
+        return f"experts with adapters on {unknown[0]}"
+    if getattr(module, "_is_expert_parallel", False):
+        return "experts spread over several ranks"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    if implementation_of(module) not in IMPLEMENTATIONS:
+        return f"experts by {implementation_of(module)}"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "hooks on its parts"
+    for name in names:
+        weight = module._parameters.get(name)
+        if type(weight) not in PLAIN or weight.dim() != 3 or weight.shape[0] != module.num_experts:
+            return f"experts whose {name} is not a stack of {module.num_experts} matrices"
+        if weight.dtype not in FLOATS:
+            return f"experts in {weight.dtype}"
+        if module.has_bias and type(module._parameters.get(f"{name}_bias")) not in PLAIN:
+            return f"experts without {name}_bias"
+    return ""
+
+
+def configured_top_k(module: Any) -> int | None:
+    """The experts of each token by the module's configuration, None if that does not say."""
+    for name in _TOP_K:
+        if isinstance(found := getattr(module.config, name, None), int) and found > 0:
+            return found
+    return None

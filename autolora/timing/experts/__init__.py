@@ -1,0 +1,1 @@
+"""Measuring the graphs of a mixture's experts."""

@@ -1,0 +1,163 @@
+"""The screen of graphs of experts: each product is timed in isolation with each executor."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from autolora.graphs.base import BaseGraph
+from autolora.graphs.contraction import Contraction, axes_of
+from autolora.graphs.experts.graph import (
+    BMM,
+    EXECUTORS,
+    LOOP,
+    ExpertsGraph,
+    executors_for,
+    is_ragged,
+)
+from autolora.graphs.experts.operators import stacked
+from autolora.graphs.experts.source import step_function
+from autolora.graphs.experts.space import products, structures, uniform
+from autolora.graphs.graph import Graph
+from autolora.graphs.tensors import sizes_of
+from autolora.objective import Objective, kinds_of
+from autolora.problem import Experts
+from autolora.timing.clock import Measure
+from autolora.timing.data import SCALING, normal_numbers
+from autolora.timing.experts.data import Data
+from autolora.timing.screen import Prediction
+
+_MOST_FLOPS = 1.4  # times the fewest of any graph
+_PASSES = 3
+_SLOW_NS = 2e7  # a step slower than this is timed at most twice
+_HOPELESS = 1.5  # and once if it takes this many times as long as another executor
+_MOST_PADDING = 4  # times the rows; more padding than that is not tried
+
+Key = tuple[tuple[str, ...], ...]
+
+
+def predict(
+    problem: Experts,
+    data: Data,
+    objectives: Sequence[Objective],
+    measure: Measure,
+    rng: random.Random,
+    parts: Sequence[BaseGraph] = (),
+) -> list[Prediction]:
+    """The graphs worth racing, with predicted times, fastest first.
+
+    Each product is timed in isolation with each executor that it may have. A graph is predicted
+    with the fastest of each product, with one for its base products and one for its thin ones, and
+    looped as a whole.
+    """
+    worth = _promising(problem, objectives)
+    times = _Steps(data, measure, rng).times(
+        [step for graph in worth for step in products(graph, problem).values()]
+    )
+
+    def predicted(graph: ExpertsGraph, *, everywhere: bool = False) -> Prediction:
+        steps = products(graph.graph, problem)
+        taken = sum(times[_key(steps[name])][executor] for name, executor in graph.executors)
+        return Prediction(graph, taken, everywhere)
+
+    found: dict[str, Prediction] = {}
+    for graph in worth:
+        steps = products(graph, problem)
+        fastest = {name: min(times[_key(s)], key=times[_key(s)].__getitem__)
+                   for name, s in steps.items()}  # fmt: skip
+        mixed = [ExpertsGraph.of(graph, fastest)]
+        for base, thin in product(EXECUTORS, EXECUTORS):
+            each = uniform(graph, problem, base, thin)
+            if all(executor in times[_key(steps[name])] for name, executor in each.executors):
+                mixed.append(each)
+        for each in mixed:
+            looped = all(executor == LOOP for _, executor in each.executors)
+            found.setdefault(each.name, predicted(each, everywhere=looped))
+    return sorted(found.values(), key=lambda prediction: prediction.nanoseconds)
+
+
+def _promising(problem: Experts, objectives: Sequence[Objective]) -> list[Graph]:
+    """The graphs with few FLOPs; for memory, among those that save as many bytes."""
+    graphs = structures(problem)
+    flops = {graph: ExpertsGraph(graph).flops(problem) for graph in graphs}
+    lean = "memory" in kinds_of(objectives)
+    levels = {g: ExpertsGraph(g).saved_bytes(problem) if lean else 0 for g in graphs}
+    least: dict[int, int] = {}
+    for graph, level in levels.items():
+        least[level] = min(flops[graph], least.get(level, flops[graph]))
+    return [graph for graph in graphs if flops[graph] <= _MOST_FLOPS * least[levels[graph]]]
+
+
+def _key(step: Contraction) -> Key:
+    """What the time of a step depends on: its axes, which tell its operands, and its result."""
+    added = (str(step.onto == "b"), str(bool(step.onto)), str(step.scaled))
+    return axes_of(step.out), axes_of(step.left), axes_of(step.right), added
+
+
+class _Steps:
+    """Times single steps.
+
+    Args:
+        data: of the problem.
+        measure: times one call.
+        rng: shuffles their order.
+    """
+
+    def __init__(self, data: Data, measure: Measure, rng: random.Random) -> None:
+        self.data, self.measure, self.rng = data, measure, rng
+        problem, routing = data.problem, data.routing
+        dtype = getattr(torch, problem.dtype)
+        narrow, wide = stacked(data.A.detach(), data.B.detach(), problem.experts, dtype)
+        W = data.W.transpose(1, 2) if problem.layout == "conv1d" else data.W
+        self.tensors = {"X": data.X.detach(), "W": W, "V": W, "P": W, "A": narrow, "B": wide}
+        self.tensors |= {"G": data.G} | ({} if data.b is None else {"b": data.b})
+        self.sizes = problem.in_features, problem.out_features, problem.rank
+        self.padding = problem.experts * routing.most / max(1, len(routing.ids))
+
+    def times(self, steps: Iterable[Contraction]) -> dict[Key, dict[str, float]]:
+        """The least nanoseconds of each step with each executor."""
+        runs: dict[tuple[Key, str], Callable[[], object]] = {}
+        for step in steps:
+            for executor in executors_for(step, self.data.problem):
+                padded = executor == BMM and "m" in step.axes
+                if not padded or self.padding <= _MOST_PADDING:
+                    runs.setdefault((_key(step), executor), self._run(step, executor))
+        taken: dict[tuple[Key, str], list[float]] = {each: [] for each in runs}
+        with torch.no_grad():
+            for _ in range(_PASSES):
+                for each in self.rng.sample(list(runs), len(runs)):
+                    others = (min(t) for (key, _), t in taken.items() if key == each[0] and t)
+                    if _worth_timing(taken[each], min(others, default=0.0)):
+                        taken[each].append(self.measure(runs[each]))
+        found: dict[Key, dict[str, float]] = {}
+        for (key, executor), values in taken.items():
+            found.setdefault(key, {})[executor] = min(values)
+        return found
+
+    def _run(self, step: Contraction, executor: str) -> Callable[[], object]:
+        run = step_function(step, executor, self.data.problem)
+        tensors: Mapping[str, Tensor] = {
+            name: self._tensor(name) for name in step.reads if name != "b" or "b" in self.tensors
+        }
+        routing, sizes = self.data.routing, self.sizes
+        return lambda: run(tensors, SCALING, routing, *sizes)
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            lengths = sizes_of(self.data.problem.part) | {"m": len(self.data.routing.ids)}
+            shape = [lengths[axis] for axis in axes_of(name)]
+            shape = shape if is_ragged(name) else [self.data.problem.experts, *shape]
+            generator = torch.Generator(self.data.X.device)
+            made = normal_numbers(shape, generator).to(self.data.X.dtype)
+            self.tensors[name] = made.mul_(0 if name in ("Y", "dX") else 1)
+        return self.tensors[name]
+
+
+def _worth_timing(taken: Sequence[float], least: float) -> bool:
+    if not taken or min(taken) < _SLOW_NS:
+        return True
+    return len(taken) < 2 and taken[0] <= _HOPELESS * least

@@ -1,0 +1,313 @@
+"""Times a mixture's experts, forward + backward: PEFT's path and the tuned graphs.
+
+    OMP_WAIT_POLICY=passive python tools/bench_experts.py [--regime float32 ...] [--json FILE]
+    OMP_WAIT_POLICY=passive python tools/bench_experts.py --model qwen3_moe ...
+
+Without ``--model`` each row is one module of experts of Qwen3-MoE with adapters on both weights,
+run by one of transformers' implementations: PEFT's, accelerated, and bare, in turn in this process,
+on the same data, tuned first into a temporary cache file. With it whole training steps of a small
+model of 4 layers are timed, and the losses of 20 steps compared. Figures are medians of paired
+ratios.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from itertools import cycle
+from pathlib import Path
+from statistics import geometric_mean, median
+
+import peft
+import torch
+import transformers
+from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.regimes import Regime
+from common.timing import interleaved
+from torch import nn
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+import autolora
+from autolora.problem import IMPLEMENTATIONS
+from autolora.timing.statistics import paired
+
+CASES = [  # experts, top-k, hidden, inner, tokens, rank
+    (16, 4, 512, 256, 512, 8),
+    (64, 8, 512, 192, 512, 8),
+    (128, 8, 1024, 384, 1024, 8),
+    (16, 4, 512, 256, 4096, 8),
+    (64, 8, 512, 192, 4096, 8),
+    (16, 4, 512, 256, 512, 64),
+    (64, 8, 512, 192, 512, 64),
+]
+REGIMES = ("float32", "bfloat16", "bfloat16, float32 adapters")
+MOST_GATHERED = 2**32  # bytes of weights that batched_mm copies for its rows
+MODELS = ("qwen3_moe", "mixtral", "gpt_oss")
+
+
+class Holder(nn.Module):
+    """A model of one module of experts, which PEFT can adapt."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x, ids, weights):
+        """X → Y, given the experts of each token and their weights."""
+        return self.experts(x, ids, weights)
+
+
+def adapted(model, names, rank, dtype):
+    """A model with adapters on stacked weights, whose B is not zero, in training."""
+    targets = [f"experts.{name}" for name in names]
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_parameters=targets, target_modules=[]
+    )
+    model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.02)
+    return model.train()
+
+
+def peak_bytes(run):
+    """The most memory of this process during a call, beyond that before it; None if not known."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts the peak anew
+        before = resident("VmRSS")
+        run()
+        return resident("VmHWM") - before
+    except OSError:
+        return None
+
+
+def resident(field):
+    """Bytes of a field of this process's status."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
+def seconds_for(experts):
+    """Of one comparison: PEFT's slowest paths take seconds a step."""
+    return 30 if experts < 100 else 60
+
+
+def bench_case(case, regime_name, implementation, rounds):
+    """Tunes and times one module of experts; returns its figures."""
+    experts, top_k, hidden, inner, tokens, rank = case
+    regime = Regime.of(regime_name)
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=hidden,
+        moe_intermediate_size=inner,
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+    )
+    config._experts_implementation = implementation
+    module = Holder(Qwen3MoeExperts(config)).to(regime.base)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    bare = copy.deepcopy(module).requires_grad_(False)
+    plain = adapted(module, ["gate_up_proj", "down_proj"], rank, regime.adapter)
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    models = {"peft": plain, "autolora": fast, "bare": bare}
+    X = torch.randn(tokens, hidden, dtype=regime.base, requires_grad=True)
+    chosen, ids = torch.topk(torch.softmax(torch.randn(tokens, experts), -1), top_k)
+    weights = (chosen / chosen.sum(-1, keepdim=True)).to(regime.base)
+    G = torch.randn(tokens, hidden, dtype=regime.base)
+
+    def step(key):
+        models[key](X, ids, weights).backward(G)
+
+    def clear(key):
+        X.grad = None
+        models[key].zero_grad(set_to_none=True)
+
+    begin = time.perf_counter()
+    with autolora.record(fast) as problems:
+        step("autolora")
+    records = autolora.tune(problems).records
+    tuning = time.perf_counter() - begin
+    times = interleaved(
+        {key: lambda key=key: step(key) for key in models},
+        rounds,
+        prepare=clear,
+        seconds=seconds_for(experts),
+    )
+    peaks = {}
+    for key in ("peft", "autolora"):
+        clear(key)
+        peaks[key] = peak_bytes(lambda key=key: step(key))
+    return {
+        "case": case,
+        "regime": regime_name,
+        "implementation": implementation,
+        "over_peft": paired(times["peft"], times["autolora"])[0],
+        "bare_over_peft": paired(times["peft"], times["bare"])[0],
+        "ms": {key: round(median(taken) / 1e6, 2) for key, taken in times.items()},
+        "rounds": len(times["peft"]),
+        "peak_bytes": peaks,
+        "tuning_s": round(tuning, 1),
+        "graphs": {f"{r.problem.in_features}→{r.problem.out_features}": r.winner for r in records},
+    }
+
+
+def small_model(name):
+    """A model of 4 layers with 32 experts, and ten batches of random tokens."""
+    torch.manual_seed(0)
+    common = {
+        "vocab_size": 2048,
+        "hidden_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 4,
+    }
+    if name == "qwen3_moe":
+        config = transformers.Qwen3MoeConfig(
+            num_experts=32, moe_intermediate_size=256, head_dim=64, **common
+        )
+    elif name == "mixtral":
+        config = transformers.MixtralConfig(num_local_experts=32, intermediate_size=256, **common)
+    else:
+        config = transformers.GptOssConfig(
+            num_local_experts=32, intermediate_size=256, head_dim=64, **common
+        )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 3:  # stacks are made empty
+            nn.init.normal_(parameter, std=0.02)
+    draw = torch.Generator().manual_seed(0)
+    return model, [torch.randint(0, 2048, (2, 512), generator=draw) for _ in range(10)]
+
+
+def bench_model(name, regime_name, implementation, rank, rounds, steps):
+    """Tunes and times the training step of a small model; returns its figures."""
+    regime = Regime.of(regime_name)
+    made, batches = small_model(name)
+    made.set_experts_implementation(implementation)
+    bare = copy.deepcopy(made).to(regime.base).requires_grad_(False).train()
+    bare.get_input_embeddings().register_forward_hook(lambda _, given, Y: Y.requires_grad_())
+    plain = adapted(made.to(regime.base), ["gate_up_proj", "down_proj"], rank, regime.adapter)
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    models = {"peft": plain, "autolora": fast, "bare": bare}
+    turn = {key: cycle(batches) for key in models}
+
+    def step(key, batch=None):
+        batch = next(turn[key]) if batch is None else batch
+        loss = models[key](input_ids=batch, labels=batch).loss
+        loss.backward()
+        return loss.item()
+
+    begin = time.perf_counter()
+    with autolora.record(fast) as problems:
+        step("autolora")
+    autolora.tune(problems)
+    tuning = time.perf_counter() - begin
+    times = interleaved(
+        {key: lambda key=key: step(key) for key in models},
+        rounds,
+        prepare=lambda key: models[key].zero_grad(set_to_none=True),
+    )
+    losses = {}
+    for key in ("peft", "autolora"):
+        optimizer = torch.optim.AdamW(
+            [p for p in models[key].parameters() if p.requires_grad], lr=5e-4
+        )
+        losses[key] = []
+        for _, batch in zip(range(steps), cycle(batches), strict=False):
+            optimizer.zero_grad()
+            losses[key].append(step(key, batch))
+            optimizer.step()
+    return {
+        "model": name,
+        "regime": regime_name,
+        "implementation": implementation,
+        "rank": rank,
+        "over_peft": paired(times["peft"], times["autolora"])[0],
+        "bare_over_peft": paired(times["peft"], times["bare"])[0],
+        "ms": {key: round(median(taken) / 1e6, 1) for key, taken in times.items()},
+        "tuning_s": round(tuning, 1),
+        "losses": losses,
+    }
+
+
+def show(row):
+    """Prints one row."""
+    experts, top_k, hidden, inner, tokens, rank = row["case"]
+    peaks = [f"{(row['peak_bytes'][key] or 0) / 2**20:.0f}" for key in ("peft", "autolora")]
+    print(
+        f"{experts:>4} top {top_k} {hidden}/{inner} {tokens:>5} tokens rank {rank:<3}"
+        f"{row['implementation']:>12}{row['over_peft']:>9.3f}x bare {row['bare_over_peft']:.3f}x"
+        f"  ms {row['ms']}  peak MiB {' → '.join(peaks)}  tuned in {row['tuning_s']} s  "
+        + "; ".join(f"{key} {graph}" for key, graph in row["graphs"].items()),
+        flush=True,
+    )
+
+
+def gathered(case, regime_name):
+    """Bytes of the weights that batched_mm copies for its rows."""
+    _, top_k, hidden, inner, tokens, _ = case
+    return tokens * top_k * 2 * inner * hidden * (4 if regime_name == "float32" else 2)
+
+
+def main() -> None:
+    """Runs the modules of experts, or the models."""
+    parser = parser_for(__doc__)
+    choice_of(parser, "--regime", REGIMES)
+    choice_of(parser, "--implementation", IMPLEMENTATIONS)
+    parser.add_argument("--model", nargs="*", choices=MODELS, default=[])
+    parser.add_argument("--case", nargs="*", type=int, help="indices into the list of cases")
+    parser.add_argument("--rank", type=int, default=16, help="of the models")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20, help="of training, for the losses")
+    options = parsed(parser)
+    rows = []
+    for name in options.model:
+        for regime in options.regime:
+            for implementation in options.implementation:
+                with temporary_cache():
+                    row = bench_model(
+                        name, regime, implementation, options.rank, options.rounds, options.steps
+                    )
+                rows.append(row)
+                pairs = zip(*row["losses"].values(), strict=True)
+                apart = max(abs(one - other) for one, other in pairs)
+                print(
+                    f"{name}, {regime}, {implementation}: {row['over_peft']:.3f}x (bare "
+                    f"{row['bare_over_peft']:.3f}x) ms {row['ms']}; tuned in {row['tuning_s']} s; "
+                    f"the losses of {options.steps} steps differ by at most {apart:.1e}, the last "
+                    f"is {row['losses']['peft'][-1]:.4f}",
+                    flush=True,
+                )
+                write(options.json, rows)
+    if options.model:
+        return
+    cases = [CASES[index] for index in options.case or range(len(CASES))]
+    for regime in options.regime:
+        print(f"\n{regime}")
+        for implementation in options.implementation:
+            found = []
+            for case in cases:
+                if implementation == "batched_mm" and gathered(case, regime) > MOST_GATHERED:
+                    continue
+                with temporary_cache():
+                    found.append(bench_case(case, regime, implementation, options.rounds))
+                show(found[-1])
+            rows += found
+            if found:
+                over = [row["over_peft"] for row in found]
+                print(
+                    f"  {implementation}: geometric mean {geometric_mean(over):.3f}x, worst "
+                    f"{min(over):.3f}x",
+                    flush=True,
+                )
+            write(options.json, rows)
+
+
+if __name__ == "__main__":
+    main()
