@@ -94,12 +94,12 @@ def note_problem(
     except ValueError as error:  # a dtype or a device that no graphs exist for
         found.left.append((layer.name, str(error)))
         return None
-    found.layers += [(layer.name, each) for each in _at_loads(problem)]
+    found.layers += [(layer.name, each) for each in at_loads(problem)]
     return problem
 
 
-def _at_loads(problem: BaseProblem) -> list[BaseProblem]:
-    """The problem; of experts one for each load, since that depends on the data."""
+def at_loads(problem: BaseProblem) -> list[BaseProblem]:
+    """The problem; of experts one for each load, which depends on the data and changes."""
     if not isinstance(problem, Experts):
         return [problem]
     return [replace(problem, load=load) for load in LOADS]

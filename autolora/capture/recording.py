@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autolora.capture.found import at_loads
 from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
@@ -58,7 +59,11 @@ class Recording:
             for layers, number in self.families.items()
             if number and (problem := problem_of_siblings(layers)) is not None
         }
-        return thinned({**self.calls, **siblings})
+        calls = {**self.calls, **siblings}
+        for seen in self.calls:
+            for other in at_loads(seen):  # as it may come to be later
+                calls.setdefault(other, 1)
+        return thinned(calls)
 
     @property
     def objective(self) -> list[Objective]:

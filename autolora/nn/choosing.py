@@ -89,7 +89,8 @@ def decide_and_report(problem: BaseProblem, device: torch.device, policy: Policy
         lookup, origin = (plan.lookup, plan.origin) if plan else (_lookup(), "")
         raise miss_error(problem, Environment.of(device), wanted, lookup, origin)
     if choice.reason == "miss" or choice.lack:
-        notice_unmeasured(problem, wanted, choice.lack)
+        _, how = unmeasured_graph(problem, wanted)
+        notice_unmeasured(problem, wanted, how, choice.lack)
     return choice
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolora.graphs.experts.space import advice
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.choosing import decide
 from autolora.nn.layer_state import Choice
 from autolora.nn.siblings.family import together_of
 from autolora.nn.statement import layer_facts
 from autolora.objective import TIME, Objective
-from autolora.problem import DEVICES, EAGER, BaseProblem
+from autolora.problem import DEVICES, EAGER, BaseProblem, Experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,17 @@ def _explained(layer: AdaptedLayer, choice: Choice) -> LayerExplanation:
         choice.problem,
         choice.graph.name,
         choice.reason,
-        "; ".join(filter(None, (choice.detail, choice.alone))),
+        "; ".join(filter(None, (choice.detail, choice.alone, _advice(choice)))),
         choice.calls,
         layer.state.policy.wanted,
     )
+
+
+def _advice(choice: Choice) -> str:
+    """What would make PEFT's path faster, where a layer runs it."""
+    if not isinstance(choice.problem, Experts) or not choice.graph.is_reference:
+        return ""
+    return advice(choice.problem)
 
 
 def _seen(layer: AdaptedLayer) -> list[Choice]:

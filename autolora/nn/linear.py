@@ -1,11 +1,9 @@
-"""LoRA layers without PEFT: :class:`LoRALinear` and :func:`add_lora`."""
+"""A linear layer with LoRA without PEFT: :class:`LoRALinear`."""
 
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,8 +17,6 @@ from autolora.nn.dispatch import run_layer
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout, plain_tensors
 from autolora.problem import DEVICES
-
-_HEADS = ("score", "classifier")  # of classification models of transformers
 
 
 class LoRALinear(nn.Module):
@@ -108,17 +104,12 @@ class LoRALinear(nn.Module):
         adapter_dtype: torch.dtype | None,
         state: LayerState,
     ) -> None:
-        _check(rank, alpha, dropout)
+        check_adapter(rank, alpha, dropout)
         self.in_features, self.out_features = sizes = _sizes(base)
-        if rank > min(sizes):
-            warnings.warn(
-                f"rank {rank} is larger than a layer of {sizes[0]}→{sizes[1]}; "
-                f"a rank above {min(sizes)} adds no expressive power",
-                stacklevel=3,
-            )
+        warn_of_rank(rank, *sizes)
         self.rank = rank
         self.alpha = alpha
-        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.scaling = scaling_of(rank, alpha, use_rslora)
         self.dropout = dropout
         self._autolora = state
         self.base_layer = base.requires_grad_(False)
@@ -172,84 +163,6 @@ class LoRALinear(nn.Module):
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
 
 
-def add_lora(
-    model: nn.Module,
-    *,
-    rank: int,
-    alpha: float | None = None,
-    target_modules: str | Collection[str] = "all-linear",
-    dropout: float = 0.0,
-    use_rslora: bool = False,
-    adapter_dtype: torch.dtype | None = None,
-    compute_dtype: torch.dtype | None = None,
-    objective: str | None = None,
-    max_saved_bytes: int | None = None,
-    siblings: bool = True,
-) -> nn.Module:
-    """Freezes a model and replaces its target layers, in place, by :class:`LoRALinear`.
-
-    Args:
-        model: any module.
-        rank: of every adapter.
-        alpha: s = alpha / rank; defaults to ``rank``, so that s = 1.
-        target_modules: ``"all-linear"`` for every linear layer (of torch, ``Conv1D`` of
-            transformers, NF4 and int8 layers of bitsandbytes) except the head (the output
-            embedding, or a ``score`` or ``classifier`` of the model itself); a collection of names,
-            which match the end of a layer's path as in PEFT; or a regular expression for the whole
-            path.
-        dropout: see :class:`LoRALinear`.
-        use_rslora: see :class:`LoRALinear`.
-        adapter_dtype: see :class:`LoRALinear`.
-        compute_dtype: see :class:`LoRALinear`.
-        objective: see :class:`LoRALinear`.
-        max_saved_bytes: see :class:`LoRALinear`.
-        siblings: see :class:`LoRALinear`.
-
-    Returns:
-        The same model.
-
-    Raises:
-        AutoloraError: nothing matched, or an argument is out of range.
-    """
-    alpha = rank if alpha is None else alpha
-    _check(rank, alpha, dropout)
-    objective_of(objective, max_saved_bytes)  # raises before the model is changed
-    targets = [
-        (name, layer)
-        for name, layer in model.named_modules(remove_duplicate=False)
-        if base_layout(layer) and _matches(name, layer, target_modules, model)
-    ]
-    if not targets:
-        linear = [name for name, layer in model.named_modules() if base_layout(layer)]
-        raise AutoloraError(
-            f"target_modules {target_modules!r} match no linear layer of this "
-            f"{type(model).__name__}; it has {_some(linear)}"
-        )
-    if "" in (name for name, _ in targets):
-        raise AutoloraError(
-            "the model is itself a torch.nn.Linear; use autolora.LoRALinear.from_linear(model, ...)"
-        )
-    model.requires_grad_(False)
-    replaced: dict[nn.Module, LoRALinear] = {}  # shared layers stay shared
-    for name, layer in targets:
-        if layer not in replaced:
-            replaced[layer] = LoRALinear.from_linear(
-                layer,
-                rank,
-                alpha=alpha,
-                dropout=dropout,
-                use_rslora=use_rslora,
-                adapter_dtype=adapter_dtype,
-                compute_dtype=compute_dtype,
-                objective=objective,
-                max_saved_bytes=max_saved_bytes,
-                siblings=siblings,
-            )
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, replaced[layer])
-    return model
-
-
 def _sizes(base: Any) -> tuple[int, int]:
     """in_features and out_features; a ``Conv1D`` of transformers has no such attributes."""
     if base_layout(base) == "conv1d":
@@ -257,7 +170,12 @@ def _sizes(base: Any) -> tuple[int, int]:
     return base.in_features, base.out_features
 
 
-def _check(rank: int, alpha: float, dropout: float) -> None:
+def check_adapter(rank: int, alpha: float, dropout: float = 0.0) -> None:
+    """Checks what every adapter is made with.
+
+    Raises:
+        AutoloraError: an argument is out of range.
+    """
     if type(rank) is not int or rank < 1:
         raise AutoloraError(f"rank must be a whole number of at least 1, not {rank!r}")
     if not math.isfinite(alpha) or alpha <= 0:
@@ -266,34 +184,16 @@ def _check(rank: int, alpha: float, dropout: float) -> None:
         raise AutoloraError(f"dropout must be at least 0 and below 1, not {dropout!r}")
 
 
-def _matches(
-    name: str, layer: nn.Module, target_modules: str | Collection[str], model: nn.Module
-) -> bool:
-    if target_modules == "all-linear":
-        get = getattr(model, "get_output_embeddings", None)
-        head = get() if callable(get) else None
-        return layer is not head if head is not None else name not in _HEADS
-    return matches_path(name, target_modules)
+def scaling_of(rank: int, alpha: float, use_rslora: bool) -> float:
+    """``s = alpha / rank``, or ``alpha / √rank`` of rank-stabilised LoRA."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
-def matches_path(path: str, target_modules: str | Collection[str]) -> bool:
-    """Whether a regular expression or one of several names matches a path, as in PEFT.
-
-    Raises:
-        AutoloraError: the regular expression is invalid.
-    """
-    if isinstance(target_modules, str):
-        try:
-            return re.fullmatch(target_modules, path) is not None
-        except re.error as error:
-            raise AutoloraError(
-                f"target_modules {target_modules!r} is no regular expression: {error}"
-            ) from None
-    return any(path == target or path.endswith(f".{target}") for target in target_modules)
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "none"
-    last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-    return ", ".join(last[:8]) + (", …" if len(last) > 8 else "")
+def warn_of_rank(rank: int, in_features: int, out_features: int, what: str = "a layer") -> None:
+    """Warns of a rank that makes the adapter larger than a full update."""
+    if rank > (most := min(in_features, out_features)):
+        warnings.warn(
+            f"rank {rank} is larger than {what} of {in_features}→{out_features}; "
+            f"a rank above {most} adds no expressive power",
+            stacklevel=4,
+        )

@@ -16,7 +16,7 @@ from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import left, run_layer
-from autolora.nn.experts.running import call_of, run_module
+from autolora.nn.experts.running import run_wrapped
 from autolora.nn.freezing.agreement import in_group
 from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
@@ -25,12 +25,8 @@ from autolora.nn.layer_tensors import base_layout
 try:
     from peft.tuners import lora
 
-    from autolora.nn.experts.wrappers import (
-        ParamWrapper,
-        adapted_weights,
-        adapts_linear,
-        why_wrapper_left,
-    )
+    from autolora.nn.experts.wrappers import ParamWrapper as PEFTsWrapper
+    from autolora.nn.experts.wrappers import adapted_weights, adapts_linear, why_wrapper_left
     from autolora.nn.peft_internals import adapter_weights, peft_tensors, unexpected
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise AutoloraError(
@@ -75,26 +71,17 @@ class AcceleratedWeight(Accelerated):
         """As the wrapped module, by PEFT if no graph applies."""
         if adapts_linear(self):
             return super().forward(x, *args, **kwargs)
-        found = adapted_weights(self)
-        if found and torch.compiler.is_compiling():
-            found = "compiled: experts run PEFT's path"
-        if not isinstance(found, str):
-            call = call_of(x, args, kwargs)
-            if not isinstance(call, str):
-                Y = run_module(*found, call)
-                if Y is not None:
-                    return Y
-            found = call if isinstance(call, str) else ""
-        if found and not torch.compiler.is_compiling():
-            left(self._autolora, found)
+        if not torch.compiler.is_compiling():
+            Y = run_wrapped(adapted_weights(self), self._autolora, x, args, kwargs)
+            if Y is not None:
+                return Y
         return super(Accelerated, self).forward(x, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
 
 _CLASSES: dict[type, type] = {lora.Linear: Linear}
-if ParamWrapper is not None:
-    _CLASSES[ParamWrapper] = type(
-        "ParamWrapper", (AcceleratedWeight, ParamWrapper), {"__module__": __name__}
-    )
+if PEFTsWrapper is not None:
+    ParamWrapper = type("ParamWrapper", (AcceleratedWeight, PEFTsWrapper), {"__module__": __name__})
+    _CLASSES[PEFTsWrapper] = ParamWrapper
 
 
 def accelerated_class(kind: type) -> type | None:
@@ -109,8 +96,6 @@ def __getattr__(name: str) -> type:
     """The accelerated quantised classes, which pickle finds by name; they need bitsandbytes."""
     kind = getattr(lora, name, None) if name in _QUANTISED else None
     made = None if kind is None else accelerated_class(kind)
-    if name == "ParamWrapper" and ParamWrapper is not None:
-        made = _CLASSES[ParamWrapper]
     if made is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return made
@@ -225,7 +210,7 @@ def restore(model: nn.Module) -> list[str]:
 
 def is_wrapped_experts(layer: Any) -> bool:
     """Whether a layer is PEFT's wrapper of a stacked weight of a mixture's experts."""
-    wrapper = ParamWrapper is not None and isinstance(layer, ParamWrapper)
+    wrapper = PEFTsWrapper is not None and isinstance(layer, PEFTsWrapper)
     return wrapper and not adapts_linear(layer)
 
 
@@ -257,7 +242,7 @@ def why_left(layer: Any) -> str:
     if not isinstance(layer, Accelerated) and accelerated_class(kind) is None:
         return f"a {kind.__module__.rpartition('.')[2]}.{kind.__name__} layer"
     base = layer._modules.get("base_layer")
-    if ParamWrapper is not None and isinstance(layer, ParamWrapper):
+    if PEFTsWrapper is not None and isinstance(layer, PEFTsWrapper):
         if reason := why_wrapper_left(layer):
             return reason
     elif not base_layout(base):

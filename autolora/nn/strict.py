@@ -70,24 +70,21 @@ def is_strict() -> bool:
     return _meaning(os.environ.get(VARIABLE, "").strip()) if _told is None else _told
 
 
-def notice_unmeasured(problem: BaseProblem, objective: Objective, lack: str = "") -> None:
+def notice_unmeasured(problem: BaseProblem, objective: Objective, how: str, lack: str = "") -> None:
     """Warns once per rank, dtype, device and objective that a problem should be tuned.
 
     Args:
         problem: without timings for the objective.
         objective: of the layer.
+        how: its graph was chosen, in words.
         lack: which objectives the timings of the problem are for, ``""`` if there are none.
     """
     kind = (problem.tune_options, problem.traits, problem.device, str(objective))
     if kind in _noticed:
         return
     _noticed.add(kind)
-    how = (
-        "it runs PEFT's graph"
-        if problem.mode == COMPILED
-        else ("its graph is chosen by FLOPs and bytes")
-    )
-    what = f"no timings for {problem}; {how}"
+    runs = f"its graph is {how}" if how.startswith("chosen") else f"it runs {how.split(',')[0]}"
+    what = f"no timings for {problem}; {runs}"
     logger.warning(
         "autolora: %s. To measure instead: %s, or ahead of time: %s",
         f"the timings for {problem} are {lack}" if lack else what,

@@ -76,7 +76,7 @@ def projected(
         for e, begin, end in routing.spans:
             weight = V[e].t() if conv1d else V[e]
             made.append(linear(X[begin:end], weight, None if b is None else b[e]))
-        return torch.cat(made) if made else X.new_zeros((0, V.shape[2 if conv1d else 1]))
+        return torch.cat(made) if made else torch.mm(X, V[0] if conv1d else V[0].t())
     if implementation == "batched_mm":
         own = V[routing.ids]
         if conv1d:

@@ -15,6 +15,7 @@ from autolora.graphs.experts.graph import (
     GROUPED,
     LOOP,
     ExpertsGraph,
+    bytes_of,
     executors_for,
     product_name,
 )
@@ -26,6 +27,7 @@ from autolora.objective import Objective, over_limit
 from autolora.problem import Experts, Problem
 
 _REFERENCE = ExpertsGraph(Graph(REFERENCE))
+_MUCH = 4  # times the bytes of another implementation
 
 
 def reference_graph(problem: Experts) -> ExpertsGraph:
@@ -106,6 +108,28 @@ def _found(name: str, problem: Experts) -> ExpertsGraph | None:
         return None
     found = ExpertsGraph.of(graph, chosen)
     return found if found.name == name else None
+
+
+def advice(problem: Experts) -> str:
+    """Which other implementation of transformers would be much faster on PEFT's path, or ``""``.
+
+    By the bytes that they move. The gradient of the merged weights is as large as all of them, and
+    autograd makes one for each expert that ``eager`` takes out of them; ``batched_mm`` copies the
+    weights of an expert for each of its rows.
+    """
+    if problem.implementation == "grouped_mm" or "X" not in problem.gradients:
+        return ""
+    weights = bytes_of("V", problem)
+    rows = bytes_of("X", problem) + bytes_of("Y", problem)
+    grouped = 6 * weights + 3 * rows  # two merges, and read or written by each product
+    times = problem.rows if problem.implementation == "batched_mm" else problem.experts**2
+    taken = grouped + 3 * times * weights // problem.experts
+    if taken < _MUCH * grouped:
+        return ""
+    return (
+        f"PEFT's path by {problem.implementation} moves {taken / grouped:.0f} times the bytes of "
+        "that by grouped_mm: model.set_experts_implementation('grouped_mm')"
+    )
 
 
 def flops_graph(problem: Experts) -> ExpertsGraph:

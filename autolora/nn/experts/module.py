@@ -48,6 +48,19 @@ def projections_of(module: Any) -> tuple[str, str]:
     return ("gate_up_proj" if module.has_gate else "up_proj"), "down_proj"
 
 
+def stacks_of(module: Any) -> list[str]:
+    """The names of a module's weights that can have adapters, in the order of its parameters.
+
+    PEFT nests its wrappers in that order, the first innermost.
+    """
+    used = projections_of(module)
+    return [
+        name
+        for name, weight in module._parameters.items()
+        if name in used and _is_stack(weight, module) and weight.dtype in FLOATS
+    ]
+
+
 def why_not(module: Any, adapted: Collection[str]) -> str:
     """Why a module of experts runs as PEFT runs it, ``""`` if it can run graphs.
 
@@ -68,13 +81,18 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
         return "hooks on its parts"
     for name in names:
         weight = module._parameters.get(name)
-        if type(weight) not in PLAIN or weight.dim() != 3 or weight.shape[0] != module.num_experts:
+        if not _is_stack(weight, module):
             return f"experts whose {name} is not a stack of {module.num_experts} matrices"
         if weight.dtype not in FLOATS:
             return f"experts in {weight.dtype}"
         if module.has_bias and type(module._parameters.get(f"{name}_bias")) not in PLAIN:
             return f"experts without {name}_bias"
     return ""
+
+
+def _is_stack(weight: Any, module: Any) -> bool:
+    """Whether a weight is a plain tensor with one matrix for each expert."""
+    return type(weight) in PLAIN and weight.dim() == 3 and weight.shape[0] == module.num_experts
 
 
 def configured_top_k(module: Any) -> int | None:

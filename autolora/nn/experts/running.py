@@ -127,8 +127,34 @@ def problems_of_call(
     return problems_of(module, adapted, call, routing)
 
 
+def run_wrapped(
+    found: tuple[Any, Mapping[str, AdaptedWeight]] | str,
+    state: LayerState,
+    x: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Tensor | None:
+    """The output of a call of wrapped experts along their graphs; None if there are none for it.
+
+    Args:
+        found: the module and its adapters, or why the wrapper's own path is to be used.
+        state: of the wrapper, which counts calls without graphs.
+        x: the first argument of the call.
+        args: the others.
+        kwargs: those given by name.
+    """
+    if not isinstance(found, str):
+        call = call_of(x, args, kwargs)
+        if not isinstance(call, str):
+            return run_module(*found, call)
+        found = call
+    if found:
+        left(state, found)
+    return None
+
+
 def run_module(module: Any, adapted: Mapping[str, AdaptedWeight], call: Call) -> Tensor | None:
-    """The output of a module of experts along its graphs; None if PEFT's path is to be used.
+    """The output of a module of experts along its graphs; None if its own path is to be used.
 
     Args:
         module: of transformers.

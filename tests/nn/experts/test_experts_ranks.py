@@ -1,0 +1,82 @@
+"""Mixtures of experts under DDP and FSDP2: PEFT's numbers of one process."""
+
+import torch
+from made_up_ranks import run_as_ranks
+
+# Each rank trains on a batch of its own; PEFT alone, in one process, on both.
+PROGRAM = """
+import copy, json
+import torch
+from small_mixture import GRAPHS, experts_along, mixture
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+import autolora
+from autolora.graphs.kinds import reference_graph
+from autolora.nn.choosing import pin
+from autolora.nn.layer_state import layer_states
+from autolora.problem import Experts
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+along = experts_along(GRAPHS["mixed"])
+
+def some_graph(problem):
+    return along(problem) if isinstance(problem, Experts) else reference_graph(problem)
+
+def ids(rank, step):
+    return torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(10 * rank + step))
+
+def whole(parameter):
+    found = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return found.detach().flatten().tolist()
+
+def trained(net, batch, model=None):
+    trainable = [p for p in (model or net).parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        given = batch(step)
+        net(input_ids=given, labels=given).loss.backward()
+        optimizer.step()
+    return [whole(p) for p in trainable]
+
+def fast_copy(plain):
+    fast = copy.deepcopy(plain)
+    autolora.accelerate(fast)
+    pin(fast, some_graph)
+    return fast
+
+def along_graphs(fast):
+    choices = [choice for _, state in layer_states(fast) for choice in state.choices.values()]
+    of_experts = [choice for choice in choices if isinstance(choice.problem, Experts)]
+    return sum(choice.calls for choice in of_experts if choice.executable is not None)
+
+def mine(step):
+    return ids(rank, step)
+
+plain = mixture()
+fast = fast_copy(plain)
+by_ddp = trained(nn.parallel.DistributedDataParallel(fast), mine, fast)
+calls = [along_graphs(fast)]
+fast = fast_copy(plain)
+for block in fast.base_model.model.model.layers:
+    fully_shard(block)
+fully_shard(fast)
+by_fsdp = trained(fast, mine)
+calls.append(along_graphs(fast))
+alone = trained(plain, lambda step: torch.cat([ids(0, step), ids(1, step)]))
+distributed.barrier()
+print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp, "alone": alone, "calls": calls}))
+distributed.destroy_process_group()
+"""
+
+
+def test_ddp_and_fsdp2_train_as_pefts_model_alone(tmp_path):
+    variables = {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    for found, _ in run_as_ranks(PROGRAM, [variables] * 2):
+        for way in ("ddp", "fsdp"):
+            for mine, theirs in zip(found[way], found["alone"], strict=True):
+                torch.testing.assert_close(
+                    torch.tensor(mine), torch.tensor(theirs), rtol=1e-4, atol=1e-6
+                )
+        assert found["calls"] == [8, 8]  # two weights of two blocks in two steps
