@@ -189,8 +189,7 @@ def run_module(module: Any, adapted: Mapping[str, AdaptedWeight], call: Call) ->
     if getattr(module, "has_post_expert_norm", False):
         rows = module.post_expert_norm(rows)
     weighted = rows * call.weights.reshape(-1).index_select(0, order).unsqueeze(1)
-    every = weighted.new_zeros((call.ids.numel(), weighted.shape[1]))
-    every = every.index_copy(0, order, weighted)
+    every = _unsorted(weighted, order, call.ids.numel())
     return every.view(*call.ids.shape, -1).sum(1).to(x.dtype)
 
 
@@ -249,5 +248,14 @@ class _Dispatch(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
         tokens, top_k = ctx.shape
-        every = G.new_zeros((tokens * top_k, G.shape[1])).index_copy(0, order, G)
+        every = _unsorted(G, order, tokens * top_k)
         return every.view(tokens, top_k, -1).sum(1), None, None
+
+
+def _unsorted(rows: Tensor, order: Tensor, number: int) -> Tensor:
+    """The rows in the order of the tokens; zeros for those that no expert got."""
+    if len(order) < number:
+        return rows.new_zeros((number, rows.shape[1])).index_copy(0, order, rows)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(number, device=order.device)
+    return rows.index_select(0, inverse)
