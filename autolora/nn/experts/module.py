@@ -6,7 +6,9 @@ stored, and any of several implementations computes what their own code does.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -85,6 +87,9 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
             return f"experts whose {name} is not a stack of {module.num_experts} matrices"
         if weight.dtype not in FLOATS:
             return f"experts in {weight.dtype}"
+        narrow = weight.dtype.itemsize < 4 and implementation_of(module) == "eager"
+        if narrow and _computes_wider(type(module)):
+            return "experts whose own code computes in float32"
         if module.has_bias and type(module._parameters.get(f"{name}_bias")) not in PLAIN:
             return f"experts without {name}_bias"
     return ""
@@ -93,6 +98,16 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
 def _is_stack(weight: Any, module: Any) -> bool:
     """Whether a weight is a plain tensor with one matrix for each expert."""
     return type(weight) in PLAIN and weight.dim() == 3 and weight.shape[0] == module.num_experts
+
+
+@lru_cache(maxsize=256)
+def _computes_wider(kind: type) -> bool:
+    """Whether the own code of a class of experts, its ``eager`` implementation, names float32."""
+    try:
+        source = inspect.getsource(inspect.unwrap(vars(kind)["forward"]))
+    except (OSError, TypeError, KeyError):
+        return False
+    return "float32" in source or ".float()" in source
 
 
 def configured_top_k(module: Any) -> int | None:

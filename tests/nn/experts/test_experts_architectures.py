@@ -24,7 +24,7 @@ FOLDERS = sorted(
     if "@use_experts_implementation" in path.read_text(encoding="utf-8")
 )
 HIDDEN, INNER, EXPERTS = 32, 12, 4
-SIZES = {
+SMALL = {
     "hidden_size": HIDDEN,
     "moe_hidden_size": HIDDEN,
     "intermediate_size": INNER,
@@ -33,10 +33,12 @@ SIZES = {
     "num_local_experts": EXPERTS,
     "n_routed_experts": EXPERTS,
     "moe_num_experts": EXPERTS,
+    "swiglu_limit": 1.0,  # is exceeded
 }
-SIZES_BY_FOLDER = {"ernie4_5_vl_moe": {"moe_intermediate_size": [INNER, INNER]}}
+SMALL_BY_FOLDER = {"ernie4_5_vl_moe": {"moe_intermediate_size": [INNER, INNER]}}
 ARGUMENTS = {"ernie4_5_vl_moe": {"intermediate_size": INNER}}
-IN_FLOAT32 = ("beam", "inkling2", "openai_privacy_filter")  # whatever the dtype of their weights
+# parts of these compute in float32, whatever the dtype of their weights
+IN_FLOAT32 = ("beam", "inkling2", "openai_privacy_filter")
 
 
 def part_of(folder, kind):
@@ -66,9 +68,9 @@ def built(folder, kind):
         if not issubclass(each, transformers.PreTrainedConfig):
             continue
         config = each()
-        for name, size in {**SIZES, **SIZES_BY_FOLDER.get(folder, {})}.items():
+        for name, value in {**SMALL, **SMALL_BY_FOLDER.get(folder, {})}.items():
             if name in vars(config):
-                setattr(config, name, size)
+                setattr(config, name, value)
         config._experts_implementation = "eager"
         try:
             return kind(config, **ARGUMENTS.get(folder, {}))
@@ -94,7 +96,6 @@ def normal(model, generator):
 def adapted(experts, generator):
     """By PEFT, both weights, in float64."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
-    normal(experts, generator)
     config = peft.LoraConfig(
         r=3,
         lora_alpha=6,
@@ -107,7 +108,7 @@ def adapted(experts, generator):
 
 
 def batch(generator):
-    """Tokens, two experts for each, of which the last has no token, and their weights."""
+    """Tokens, two experts for each, among them never the last one, and the weights of these."""
     x = torch.randn(11, HIDDEN, dtype=torch.float64, generator=generator)
     ids = torch.rand(11, EXPERTS - 1, generator=generator).topk(2).indices
     weights = torch.rand(11, 2, dtype=torch.float64, generator=generator)
@@ -164,3 +165,14 @@ def test_experts_of_every_architecture(folder):
 
 def test_architectures_are_found():
     assert len(FOLDERS) >= 50
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+def test_experts_that_compute_in_float32_are_left_where_that_is_more_accurate(implementation):
+    folder = "openai_privacy_filter"
+    model = adapted(built(folder, experts_classes(folder)[0]), torch.Generator().manual_seed(0))
+    model.base_model.model.experts.get_base_layer().config._experts_implementation = implementation
+    report = autolora.accelerate(model.to(torch.bfloat16))
+    reasons = {reason for _, reason in report.left}
+    own = {"experts whose own code computes in float32"} if implementation == "eager" else set()
+    assert reasons == own
