@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from autolora.cache.files.store import TimingCache
     from autolora.capture.recording import record
     from autolora.errors import AutoloraError, MissError
+    from autolora.nn.adding import add_lora
+    from autolora.nn.experts.native import LoRAExperts
     from autolora.nn.explanation import explain
     from autolora.nn.freezing.freeze import freeze, unfreeze
-    from autolora.nn.linear import LoRALinear, add_lora
+    from autolora.nn.linear import LoRALinear
     from autolora.nn.peft import accelerate, restore
     from autolora.nn.strict import strict
     from autolora.problem import Problem
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoloraError",
+    "LoRAExperts",
     "LoRALinear",
     "MissError",
     "Problem",
@@ -45,12 +48,13 @@ __all__ = [
 # Loaded on first use, so that `import autolora` costs next to nothing.
 _HOMES = {
     "AutoloraError": "autolora.errors",
+    "LoRAExperts": "autolora.nn.experts.native",
     "LoRALinear": "autolora.nn.linear",
     "MissError": "autolora.errors",
     "Problem": "autolora.problem",
     "TimingCache": "autolora.cache.files.store",
     "accelerate": "autolora.nn.peft",
-    "add_lora": "autolora.nn.linear",
+    "add_lora": "autolora.nn.adding",
     "explain": "autolora.nn.explanation",
     "freeze": "autolora.nn.freezing.freeze",
     "record": "autolora.capture.recording",

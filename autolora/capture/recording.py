@@ -17,7 +17,13 @@ from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
-from autolora.nn.adapted import adapted_layers, is_wrapped_experts
+from autolora.nn.adapted import (
+    adapted_layers,
+    is_wrapped_experts,
+    lora_modules,
+    weights_of_experts,
+    why_never,
+)
 from autolora.nn.experts.running import call_of, problems_of_call
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
@@ -153,22 +159,16 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 def _layers(model: nn.Module, recording: Recording) -> Iterator[tuple[str, nn.Module]]:
     """The LoRA layers that may have problems; the others are added to ``recording.left``."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
+    within: set[Any] = set()  # the wrappers inside another, which notes their problems
+    for name, module in lora_modules(model):
+        if is_wrapped_experts(module):
+            within.add(module.base_layer)
+        if module in within:
+            continue
+        if reason := why_never(module):
+            recording.left.append((name, reason))
+        else:
             yield name, module
-    if "peft" in sys.modules:  # a model of PEFT's cannot exist before
-        from autolora.nn.peft import lora_layers, why_left
-
-        within = set()  # the wrappers inside another, which notes their problems
-        for name, module in lora_layers(model):
-            if is_wrapped_experts(module):
-                within.add(module.base_layer)
-            if module in within:
-                continue
-            if reason := why_left(module):
-                recording.left.append((name, reason))
-            else:
-                yield name, module
 
 
 def _current_tensors(module: Any) -> tuple[LayerTensors, float] | str:
@@ -216,9 +216,7 @@ def _note_experts(
     recording: Recording, name: str, wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Notes the problems of a call of experts, those of all wrappers around them."""
-    from autolora.nn.experts.wrappers import adapted_weights
-
-    found = adapted_weights(wrapper)
+    found = weights_of_experts(wrapper)
     problems: Any = found
     if not isinstance(found, str):
         call = call_of(args[0] if args else None, args[1:], kwargs)

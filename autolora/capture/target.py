@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora.capture.experts import note_of_experts
+from autolora.capture.experts import notes_of_experts
 from autolora.capture.hf_config import CONFIG, load_config
 from autolora.capture.model_file import load_model_file
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
+from autolora.nn.adding import adapt, find_targets
 from autolora.nn.layer_state import choose_anew
-from autolora.nn.linear import add_lora
 from autolora.problem import QUANTISED, BaseProblem, Problem
 
 DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, 512
@@ -67,6 +67,12 @@ class Adapters:
             raise AutoloraError("DoRA on int8 layers has no graphs but PEFT's")
         if self.quantised and self.quantised not in QUANTISED:
             raise AutoloraError(f"quantised must be one of {', '.join(QUANTISED)}")
+
+    @property
+    def lack(self) -> str:
+        """What these adapters have and those on a mixture's experts cannot have, or ``""``."""
+        given = (bool(self.dropout), "dropout"), (self.dora, "DoRA"), (self.lora_bias, "bias")
+        return next((what for asked, what in given if asked), "")
 
     def of(self, problem: BaseProblem) -> BaseProblem:
         """The problem of a plain LoRA layer, changed to that of these adapters."""
@@ -161,12 +167,13 @@ def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None
     """Adds the adapters asked for; notes on what gets none."""
     if adapters.rank is None:
         return []
-    notes = note_of_experts(model, adapters.target_modules)
-    add_lora(
+    targets = find_targets(model, adapters.target_modules, adapters.lack)
+    notes = notes_of_experts(model, adapters.target_modules, targets)
+    adapt(
         model,
+        targets,
         rank=adapters.rank,
         alpha=adapters.alpha,
-        target_modules=adapters.target_modules,
         dropout=adapters.dropout,
         adapter_dtype=adapter_dtype,
         compute_dtype=adapters.compute_dtype,

@@ -26,8 +26,8 @@ from autolora.environment import Environment
 from autolora.errors import AutoloraError
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.space import reference_graph
+from autolora.nn.adding import add_lora
 from autolora.nn.choosing import ask, pin
-from autolora.nn.linear import add_lora
 from autolora.objective import TIME
 from autolora.problem import Problem
 from autolora.timing.clock import measure_for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from autolora.graphs.function import LayerTensors
-from autolora.nn.experts.module import configured_top_k
+from autolora.nn.experts.module import configured_top_k, why_not
+from autolora.nn.experts.native import LoRAExperts
+from autolora.nn.experts.native import adapted_weights as own_weights
+from autolora.nn.experts.running import AdaptedWeight
 from autolora.nn.experts.statement import state_experts
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
@@ -26,7 +29,8 @@ class AdaptedLayer:
 
     Args:
         name: path in the model.
-        module: a :class:`~autolora.LoRALinear` or a LoRA layer of PEFT.
+        module: a :class:`~autolora.LoRALinear`, a :class:`~autolora.LoRAExperts` or a LoRA layer of
+            PEFT.
         tensors: of the layer.
         dropout: probability in training.
         state: of the layer; a new one if a PEFT layer is not accelerated yet.
@@ -98,7 +102,7 @@ class AdaptedLayer:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedExperts(AdaptedLayer):
-    """One stacked weight of a mixture's experts, with an adapter of PEFT's.
+    """One stacked weight of a mixture's experts, with an adapter.
 
     Args:
         experts: the module of experts.
@@ -124,7 +128,7 @@ class AdaptedExperts(AdaptedLayer):
         Args:
             tokens: that the router gets.
             gradients: names of the tensors that need one; defaults to all.
-            autocast: does not matter, since PEFT's path computes in the dtype of the weights.
+            autocast: does not matter, since experts compute in the dtype of their weights.
             device: type of the training device; defaults to that of the weights.
             training: does not matter.
             mode: eager.
@@ -154,12 +158,46 @@ class AdaptedExperts(AdaptedLayer):
 
 
 def is_wrapped_experts(module: Any) -> bool:
-    """Whether a module is PEFT's wrapper of a stacked weight of a mixture's experts."""
+    """Whether a module is a wrapper, ours or PEFT's, of a stacked weight of a mixture's experts."""
+    if isinstance(module, LoRAExperts):
+        return True
     if "peft" not in sys.modules:
         return False
     from autolora.nn.peft import is_wrapped_experts as is_wrapper
 
     return is_wrapper(module)
+
+
+def weights_of_experts(wrapper: Any) -> tuple[Any, dict[str, AdaptedWeight]] | str:
+    """The module of experts in a wrapper, and the adapter of each of its weights, by name.
+
+    Or why the wrapper's own path is used.
+    """
+    if isinstance(wrapper, LoRAExperts):
+        return own_weights(wrapper)
+    from autolora.nn.experts.wrappers import adapted_weights
+
+    return adapted_weights(wrapper)
+
+
+def lora_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The LoRA layers of a model, ours and those of PEFT of any class, with their paths."""
+    for name, module in model.named_modules():
+        if isinstance(module, (LoRALinear, LoRAExperts)):
+            yield name, module
+    if "peft" in sys.modules:  # otherwise the model cannot be PEFT's
+        from autolora.nn.peft import lora_layers
+
+        yield from lora_layers(model)
+
+
+def why_never(module: Any) -> str:
+    """Why a LoRA layer can never run as a graph, ``""`` if it can."""
+    if isinstance(module, (LoRALinear, LoRAExperts)):
+        return ""
+    from autolora.nn.peft import why_left
+
+    return why_left(module)
 
 
 def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
@@ -173,33 +211,21 @@ def left_layers(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
-    found = [
-        (name, _own_layer(name, module))
-        for name, module in model.named_modules()
-        if isinstance(module, LoRALinear)
-    ]
-    if "peft" in sys.modules:  # otherwise the model cannot be PEFT's
-        from autolora.nn.peft import lora_layers
-
-        found += [(name, _peft_layer(name, module)) for name, module in lora_layers(model)]
-    return found
+    return [(name, _adapted(name, module)) for name, module in lora_modules(model)]
 
 
-def _own_layer(name: str, module: LoRALinear) -> AdaptedLayer | str:
-    tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
-    if isinstance(tensors, str):
-        return tensors
-    return AdaptedLayer(name, module, tensors, module.dropout, module._autolora)
-
-
-def _peft_layer(name: str, module: Any) -> AdaptedLayer | str:
-    from autolora.nn.peft import why_left
-    from autolora.nn.peft_internals import peft_tensors, training_dropout
-
-    if reason := why_left(module):
+def _adapted(name: str, module: Any) -> AdaptedLayer | str:
+    if isinstance(module, LoRALinear):
+        tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
+        if isinstance(tensors, str):
+            return tensors
+        return AdaptedLayer(name, module, tensors, module.dropout, module._autolora)
+    if reason := why_never(module):
         return reason
     if is_wrapped_experts(module):
-        return _wrapped_experts(name, module)
+        return _adapted_experts(name, module)
+    from autolora.nn.peft_internals import peft_tensors, training_dropout
+
     found = peft_tensors(module)
     if isinstance(found, str):
         return found
@@ -207,13 +233,13 @@ def _peft_layer(name: str, module: Any) -> AdaptedLayer | str:
     return AdaptedLayer(name, module, found[0], training_dropout(module), state)
 
 
-def _wrapped_experts(name: str, wrapper: Any) -> AdaptedLayer | str:
-    from autolora.nn.experts.wrappers import adapted_weights
-
-    found = adapted_weights(wrapper)
+def _adapted_experts(name: str, wrapper: Any) -> AdaptedLayer | str:
+    found = weights_of_experts(wrapper)
     if isinstance(found, str):
         return found
     experts, adapted = found
+    if reason := why_not(experts, adapted):
+        return reason
     own = adapted.get(wrapper.parameter_name)
     if own is None:
         return "no active adapter"

@@ -103,6 +103,30 @@ def peft_tensors(layer: Any) -> tuple[LayerTensors, float, float] | str:
     return tensors, s, p
 
 
+def peft_factors(wrapper: Any) -> tuple[Any, Any, Any] | str | None:
+    """The layers lora_A and lora_B of a wrapper's active adapter, and its scaling.
+
+    None if it has no active adapter, or why it runs PEFT's ``forward`` now.
+
+    Args:
+        wrapper: PEFT's, of a single parameter; one in which :func:`unexpected` finds nothing.
+    """
+    if wrapper._disable_adapters:
+        return "its adapters are disabled"
+    if wrapper.merged_adapters:
+        return "its adapter is merged"
+    active = wrapper._active_adapter
+    if type(active) is not str:
+        if len(active) > 1:
+            return "several active adapters"
+        active = active[0] if active else ""
+    modules = wrapper._modules
+    lora_A = modules["lora_A"]._modules.get(active)
+    if lora_A is None:
+        return None
+    return lora_A, modules["lora_B"]._modules.get(active), wrapper.scaling[active]
+
+
 def adapter_weights(layer: Any) -> Iterator[tuple[str, Tensor]]:
     """The trained tensors of a layer, each with the name of its adapter."""
     for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):

@@ -10,12 +10,14 @@ from torch import nn
 
 import autolora
 from autolora.capture.capture import capture
-from autolora.capture.experts import note_of_experts
+from autolora.capture.experts import notes_of_experts
 from autolora.capture.forward import example_of
+from autolora.capture.found import at_loads
 from autolora.capture.run import run_problems
 from autolora.capture.target import Adapters, load_target
 from autolora.nn.adapted import adapted_layers
-from autolora.problem import Problem
+from autolora.nn.adding import find_targets
+from autolora.problem import Experts, Problem
 
 VISION = {
     "hidden_size": 16,
@@ -146,8 +148,14 @@ STACKED = {
 }
 
 
+APART = ("llama4", "jetmoe")  # experts that do not follow the interface of transformers 5
 SEPARATE = ("mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3")  # experts in transformers 4
 transformers_version = importlib.metadata.version("transformers")
+
+
+def at_every_load(layers):
+    """The layers, experts' at each load: which of these a step shows depends on its numbers."""
+    return {(name, each) for name, problem in layers for each in at_loads(problem)}
 
 
 def captured(config, folder, **options):
@@ -171,14 +179,17 @@ def test_a_kind_of_model(tmp_path, kind):
         assert found.varying
         assert all(".experts." in name for name in found.varying)
         return
-    assert set(found.layers) == asked
+    assert at_every_load(found.layers) == at_every_load(asked)
     assert {problem.tokens for problem in found.problems} == tokens
     assert found.varying == {}
     if kind in STACKED:
         blocks, experts = STACKED[kind]
         (note,) = found.notes
         assert note.startswith(f"{blocks} mixture-of-experts block{'s' * (blocks > 1)} (")
-        assert f" with {experts} routed experts in stacked 3-D weights left out" in note
+        tuned = {name for name, problem in found.layers if isinstance(problem, Experts)}
+        assert len(tuned) == (0 if kind in APART or transformers_version < "5" else 2 * blocks)
+        end = "get adapters on gate_up_proj and down_proj and are tuned" if tuned else "left out"
+        assert f" with {experts} routed experts in stacked 3-D weights {end}" in note
     else:
         assert found.notes == []
 
@@ -377,26 +388,51 @@ def test_experts_that_choose_their_tokens_do_not_vary():
     assert {p.tokens for n, p in found.layers if "experts" in n} == {3}
 
 
+UNNAMED = "left out: target_modules must name these weights"
+
+
 @pytest.mark.parametrize(
     ("kind", "target_modules", "noted"),
     [
-        ("mixtral", ["q_proj", "v_proj"], False),
-        ("mixtral", ["q_proj", "w1", "w3"], True),  # PEFT has new names for these
-        ("qwen3_moe", ["q_proj", "down_proj"], True),
-        ("qwen3_moe", ["q_proj", "experts.gate_proj"], True),
-        ("qwen3_moe", ["q_proj", "gate"], False),  # the router
-        ("qwen3_moe", r".*\.(q|up)_proj", True),
-        ("qwen3_moe", r".*self_attn\..*", False),
-        ("gpt_oss", ["q_proj", "experts.gate_up_proj"], True),
+        ("mixtral", ["q_proj", "v_proj"], ""),
+        ("mixtral", ["q_proj", "w1", "w3"], UNNAMED),  # PEFT has new names for these
+        ("qwen3_moe", ["q_proj", "down_proj"], "get adapters on down_proj and are tuned"),
+        ("qwen3_moe", ["q_proj", "experts.gate_proj"], UNNAMED),
+        ("qwen3_moe", ["q_proj", "experts"], UNNAMED),
+        ("qwen3_moe", ["q_proj", "gate"], ""),  # the router
+        ("qwen3_moe", r".*\.(q|up)_proj", UNNAMED),
+        ("qwen3_moe", r".*self_attn\..*", ""),
+        ("qwen3_moe", r".*\.experts\..*_proj", "get adapters on gate_up_proj and down_proj"),
+        ("gpt_oss", ["q_proj", "experts.gate_up_proj"], "get adapters on gate_up_proj and are"),
+        ("llama4", ["q_proj", "experts.gate_up_proj"], "left out: LoRA on these stays on PEFT's"),
     ],
 )
 def test_stacked_experts_are_noted_where_the_targets_include_them(
     tmp_path, kind, target_modules, noted
 ):
-    if kind in SEPARATE and transformers_version < "5":
-        pytest.skip("its experts are layers of their own in this version of transformers")
-    found, _ = captured(KINDS[kind][0], tmp_path, target_modules=target_modules)
-    assert len(found.notes) == noted
+    if kind != "llama4" and transformers_version < "5":
+        pytest.skip("its experts do not follow the interface in this version of transformers")
+    found, asked = captured(KINDS[kind][0], tmp_path, target_modules=target_modules)
+    assert at_every_load(found.layers) == at_every_load(asked)
+    assert len(found.notes) == bool(noted)
+    assert noted in "".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "lack"),
+    [({"dropout": 0.1}, "dropout"), ({"dora": True}, "DoRA"), ({"lora_bias": True}, "bias")],
+)
+@pytest.mark.skipif(transformers_version < "5", reason="experts without the interface")
+def test_experts_are_left_out_of_adapters_that_they_cannot_have(tmp_path, warnings, options, lack):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(KINDS["qwen3_moe"][0]), encoding="utf-8")
+    found = capture(load_target(str(path), Adapters(4, **options)), device="cpu")
+    assert not any(isinstance(problem, Experts) for problem in found.problems)
+    assert found.notes == []
+    assert [f"have no {lack}" in warning for warning in warnings()] == [True]
+    for named in (["q_proj", "down_proj"], r".*_proj"):
+        with pytest.raises(autolora.AutoloraError, match=f"have no {lack}, as in PEFT: leave out"):
+            load_target(str(path), Adapters(4, target_modules=named, **options))
 
 
 def test_stacked_experts_that_are_written_by_hand_are_known_by_their_router():
@@ -407,11 +443,14 @@ def test_stacked_experts_that_are_written_by_hand_are_known_by_their_router():
             self.experts = nn.Module()
             self.experts.weight = nn.Parameter(torch.zeros(3, 16, 8))
 
+    def noted(model):
+        return notes_of_experts(model, "all-linear", find_targets(model, "all-linear"))
+
     others = [nn.Conv1d(3, 8, 3), nn.Linear(8, 3)]  # (8, 3, 3) and (3, 8)
     plain = nn.Module()
     plain.place, plain.first = nn.Parameter(torch.zeros(1, 9, 8)), nn.Linear(8, 1)
-    assert note_of_experts(nn.Sequential(*others, plain), "all-linear") == []
-    (note,) = note_of_experts(nn.Sequential(Experts(), *others), "all-linear")
+    assert noted(nn.Sequential(*others, plain)) == []
+    (note,) = noted(nn.Sequential(Experts(), *others))
     assert note.startswith("1 mixture-of-experts block (0) with 3 routed experts")
 
 

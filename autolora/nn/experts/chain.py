@@ -13,7 +13,7 @@ from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
 
 Factors = tuple[Any, Any, Any]  # the layers lora_A and lora_B, and the scaling
-Kind = type | tuple[type, ...]
+Kind = type[Any]
 
 
 def wrappers_from(wrapper: Any, kind: Kind) -> Iterator[Any]:

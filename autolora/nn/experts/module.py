@@ -88,7 +88,7 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
         if weight.dtype not in FLOATS:
             return f"experts in {weight.dtype}"
         narrow = weight.dtype.itemsize < 4 and implementation_of(module) == "eager"
-        if narrow and _computes_wider(type(module)):
+        if narrow and _computes_wider(module.__class__):
             return "experts whose own code computes in float32"
         if module.has_bias and type(module._parameters.get(f"{name}_bias")) not in PLAIN:
             return f"experts without {name}_bias"

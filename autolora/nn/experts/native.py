@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class LoRAExperts(nn.Module):
         self.train(base_layer.training)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As the module of experts: X ``(tokens, hidden)``, ids, weights → Y ``(tokens, hidden)``."""
+        """As the module of experts: X, ids and weights → Y ``(tokens, hidden)``."""
         if not torch.compiler.is_compiling():
             Y = run_wrapped(adapted_weights(self), self._autolora, x, args, kwargs)
             if Y is not None:
@@ -102,7 +102,7 @@ class LoRAExperts(nn.Module):
 
     def _plain_forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The defining equation in plain autograd: the module itself, with merged weights."""
-        module, inside, weights = wrapped(self, LoRAExperts), self, {}
+        module, inside, weights = wrapped(self, LoRAExperts), cast(Any, self), {}
         while isinstance(inside, LoRAExperts) and (inside is self or not has_hooks(inside)):
             weights[inside.parameter_name] = inside._merged(module)
             inside = inside._modules["base_layer"]

@@ -8,9 +8,10 @@ import peft
 from peft.tuners import lora
 from torch import nn
 
-from autolora.nn.experts.chain import Factors, adapted_by, wrapped, wrappers_from
+from autolora.nn.experts.chain import adapted_by, wrapped, wrappers_from
 from autolora.nn.experts.module import is_experts, why_not
 from autolora.nn.experts.running import AdaptedWeight
+from autolora.nn.peft_internals import peft_factors
 
 ParamWrapper: Any = getattr(lora, "ParamWrapper", None) or getattr(
     lora.layer, "ParamWrapper", None
@@ -44,22 +45,4 @@ def adapted_weights(wrapper: Any) -> tuple[Any, dict[str, AdaptedWeight]] | str:
 
     Or why PEFT's path is to be used, ``""`` while an outer wrapper of PEFT's is running.
     """
-    return adapted_by(wrapper, ParamWrapper, _factors)
-
-
-def _factors(wrapper: Any) -> Factors | str | None:
-    """The factors of a wrapper's active adapter, None if it has none, or why there is no graph."""
-    if wrapper._disable_adapters:
-        return "its adapters are disabled"
-    if wrapper.merged_adapters:
-        return "its adapter is merged"
-    active = wrapper._active_adapter
-    if type(active) is not str:
-        if len(active) > 1:
-            return "several active adapters"
-        active = active[0] if active else ""
-    modules = wrapper._modules
-    lora_A = modules["lora_A"]._modules.get(active)
-    if lora_A is None:
-        return None
-    return lora_A, modules["lora_B"]._modules.get(active), wrapper.scaling[active]
+    return adapted_by(wrapper, ParamWrapper, peft_factors)
