@@ -16,7 +16,7 @@ from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
 from autolora.nn.defaults import objective_of
 from autolora.nn.dispatch import left, run_layer
-from autolora.nn.experts.running import run_wrapped
+from autolora.nn.experts.running import leave_compiled, run_wrapped
 from autolora.nn.freezing.agreement import in_group
 from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
@@ -71,10 +71,11 @@ class AcceleratedWeight(Accelerated):
         """As the wrapped module, by PEFT if no graph applies."""
         if adapts_linear(self):
             return super().forward(x, *args, **kwargs)
-        if not torch.compiler.is_compiling():
-            Y = run_wrapped(adapted_weights(self), self._autolora, x, args, kwargs)
-            if Y is not None:
-                return Y
+        found = adapted_weights(self)
+        if torch.compiler.is_compiling():
+            leave_compiled(found)
+        elif (Y := run_wrapped(found, self._autolora, x, args, kwargs)) is not None:
+            return Y
         return super(Accelerated, self).forward(x, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
 

@@ -108,14 +108,14 @@ def _executable(state: LayerState, x: Tensor, layer: Layer | Layers, call: Call)
     return getattr(_executables, name) if name else None
 
 
-def leave_traced(state: LayerState, tensors: LayerTensors) -> None:
-    """Notes for :func:`~autolora.explain` that this torch compiles the layer's own ``forward``."""
-    _leave(state.policy.key, layer_facts(tensors))
+def leave_traced(state: LayerState, tensors: LayerTensors, reason: str = UNTRACEABLE) -> None:
+    """Notes for :func:`~autolora.explain` why the layer's own ``forward`` is compiled."""
+    _leave(state.policy.key, layer_facts(tensors), reason)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _leave(key: str, layer: Layer) -> bool:
-    policy_named(key).traced[layer, "untraceable"] = without_graph(UNTRACEABLE)
+def _leave(key: str, layer: Layer, reason: str) -> bool:
+    policy_named(key).traced[layer, "untraceable"] = without_graph(reason)
     return True
 
 

@@ -14,7 +14,7 @@ from autolora.graphs.experts.reference import merged
 from autolora.nn.defaults import objective_of
 from autolora.nn.experts.chain import Factors, adapted_by, has_hooks, wrapped, wrappers_from
 from autolora.nn.experts.module import is_experts, stacks_of
-from autolora.nn.experts.running import AdaptedWeight, run_wrapped
+from autolora.nn.experts.running import AdaptedWeight, leave_compiled, run_wrapped
 from autolora.nn.layer_state import LayerState
 from autolora.nn.linear import check_adapter, scaling_of, warn_of_rank
 
@@ -94,10 +94,11 @@ class LoRAExperts(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As the module of experts: X, ids and weights → Y ``(tokens, hidden)``."""
-        if not torch.compiler.is_compiling():
-            Y = run_wrapped(adapted_weights(self), self._autolora, x, args, kwargs)
-            if Y is not None:
-                return Y
+        found = adapted_weights(self)
+        if torch.compiler.is_compiling():
+            leave_compiled(found)
+        elif (Y := run_wrapped(found, self._autolora, x, args, kwargs)) is not None:
+            return Y
         return self._plain_forward(x, *args, **kwargs)
 
     def _plain_forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -25,6 +25,8 @@ from autolora.nn.layer_state import Choice, LayerState
 from autolora.nn.layer_tensors import PLAIN
 from autolora.problem import DEVICES, Experts
 
+_COMPILED = "compiled: there are no graphs for compiled experts"
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptedWeight:
@@ -151,6 +153,18 @@ def run_wrapped(
     if found:
         left(state, found)
     return None
+
+
+def leave_compiled(found: tuple[Any, Mapping[str, AdaptedWeight]] | str) -> None:
+    """Notes for :func:`~autolora.explain` that experts are compiled as they are without graphs."""
+    if isinstance(found, str):
+        return
+    from autolora.nn.tracing import leave_traced
+
+    module, adapted = found
+    for name, each in adapted.items():
+        W, b = module._parameters[name], module._parameters.get(f"{name}_bias")
+        leave_traced(each.state, (W, b, each.A, each.B, None, None), _COMPILED)
 
 
 def run_module(module: Any, adapted: Mapping[str, AdaptedWeight], call: Call) -> Tensor | None:

@@ -264,6 +264,7 @@ def test_compiled_models_run_pefts_path():
     expected, loss = plain(**batch()).loss, compiled(**batch()).loss
     torch.testing.assert_close(loss, expected)
     assert experts_calls(fast) == 0
+    assert "compiled: there are no graphs for compiled experts" in reasons(fast)
 
 
 def test_gradients_of_gradients():

@@ -300,6 +300,8 @@ def test_compiled_experts_use_merged_weights():
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, ids, weights), layer._plain_forward(x, ids, weights))
     assert fast_calls(ours) == 0
+    left = {reason for _, reason in autolora.explain(ours).left}
+    assert left == {"compiled: there are no graphs for compiled experts"}
 
 
 def test_no_tokens_and_other_arguments():
