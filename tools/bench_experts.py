@@ -129,8 +129,8 @@ def bench_case(case, regime_name, implementation, rounds):
         models[key].zero_grad(set_to_none=True)
 
     begin = time.perf_counter()
-    with autolora.record(fast) as problems:
-        step("autolora")
+    with autolora.record(plain) as problems:
+        step("peft")
     records = autolora.tune(list(problems.calls)).records  # at the load that this step showed
     tuning = time.perf_counter() - begin
     times = interleaved(
