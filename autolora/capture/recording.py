@@ -24,7 +24,7 @@ from autolora.nn.adapted import (
     weights_of_experts,
     why_never,
 )
-from autolora.nn.experts.running import call_of, problems_of_call
+from autolora.nn.experts.call import call_of, problems_of_call
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN, plain_tensors
 from autolora.nn.linear import LoRALinear
@@ -222,7 +222,7 @@ def _note_experts(
         call = call_of(args[0] if args else None, args[1:], kwargs)
         problems = call if isinstance(call, str) else problems_of_call(*found, call)
     if isinstance(problems, str):
-        if (name, problems) not in recording.left:
+        if problems and (name, problems) not in recording.left:
             recording.left.append((name, problems))
         return
     for problem in problems.values():

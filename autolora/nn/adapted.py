@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from autolora.graphs.function import LayerTensors
-from autolora.nn.experts.module import configured_top_k, why_not
+from autolora.nn.experts.call import AdaptedWeight
+from autolora.nn.experts.module import configured_top_k, implementation_of, why_not, why_not_in
 from autolora.nn.experts.native import LoRAExperts
 from autolora.nn.experts.native import adapted_weights as own_weights
-from autolora.nn.experts.running import AdaptedWeight
 from autolora.nn.experts.statement import state_experts
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import plain_tensors
@@ -128,7 +128,7 @@ class AdaptedExperts(AdaptedLayer):
         Args:
             tokens: that the router gets.
             gradients: names of the tensors that need one; defaults to all.
-            autocast: does not matter, since experts compute in the dtype of their weights.
+            autocast: its dtype, None where it is off; experts compute in that of their weights.
             device: type of the training device; defaults to that of the weights.
             training: does not matter.
             mode: eager.
@@ -140,6 +140,8 @@ class AdaptedExperts(AdaptedLayer):
         """
         if self.top_k is None:
             raise ValueError("how many experts a token has is not known before a step")
+        if reason := why_not_in(implementation_of(self.experts), self.base_dtype, autocast):
+            raise ValueError(reason)
         return state_experts(
             self.experts,
             self.tensors[2],
@@ -236,7 +238,7 @@ def _adapted(name: str, module: Any) -> AdaptedLayer | str:
 def _adapted_experts(name: str, wrapper: Any) -> AdaptedLayer | str:
     found = weights_of_experts(wrapper)
     if isinstance(found, str):
-        return found
+        return found or "its module is running"
     experts, adapted = found
     if reason := why_not(experts, adapted):
         return reason

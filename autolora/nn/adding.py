@@ -183,7 +183,8 @@ def find_targets(
     if not targets.linear and not targets.experts:
         raise AutoloraError(
             f"target_modules {target_modules!r} match no linear layer of this "
-            f"{type(model).__name__} and no stacked weight of experts; it has {_some(model)}"
+            f"{type(model).__name__} and no stacked weight of experts without adapters; it has "
+            f"{_some(model)}"
         )
     if "" in (path for path, *_ in (*targets.linear, *targets.experts)):
         instead = (

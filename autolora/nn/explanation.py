@@ -11,7 +11,7 @@ from torch import nn
 
 from autolora.graphs.experts.space import advice
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
-from autolora.nn.choosing import decide
+from autolora.nn.choosing import decide, without_graph
 from autolora.nn.layer_state import Choice
 from autolora.nn.siblings.family import together_of
 from autolora.nn.statement import layer_facts
@@ -153,5 +153,9 @@ def _ahead(layer: AdaptedLayer, tokens: int) -> Choice:
     device = layer.device if layer.device.type in DEVICES else torch.device("cpu")
     kind = device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    problem = layer.problem(tokens, autocast=autocast, device=kind, training=layer.module.training)
+    training = layer.module.training
+    try:
+        problem = layer.problem(tokens, autocast=autocast, device=kind, training=training)
+    except ValueError as error:  # there are no graphs for it
+        return without_graph(str(error))
     return decide(problem, device, layer.state.policy)

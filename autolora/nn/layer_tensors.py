@@ -69,7 +69,7 @@ def _special_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any) -> Lay
     found = plain_tensors(lora_A, lora_A, lora_B)  # checks the adapter
     if isinstance(found, str):
         return found
-    if reason := _changed(base) or ("" if magnitude is None else _changed(magnitude)):
+    if reason := changed(base) or ("" if magnitude is None else changed(magnitude)):
         return reason
     W, b, M = _base_weight(base), base._parameters.get("bias"), None
     if isinstance(W, str):
@@ -107,7 +107,7 @@ def dropout_of(layer: Any) -> float | str:
         return "hooks on its parts" if layer._forward_hooks or layer._forward_pre_hooks else 0.0
     if kind is not torch.nn.Dropout:
         return f"a dropout of type {kind.__name__}"
-    if reason := _changed(layer):
+    if reason := changed(layer):
         return reason
     p = layer.p
     if not layer.training or not p:
@@ -115,7 +115,7 @@ def dropout_of(layer: Any) -> float | str:
     return float(p) if 0 < p < 1 else f"dropout {p:g} while training"
 
 
-def _changed(module: Any) -> str:
+def changed(module: Any) -> str:
     """Why a module may not compute what its class does, ``""`` if nothing about it was changed."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "hooks on its parts"

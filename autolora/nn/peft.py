@@ -145,7 +145,8 @@ def accelerate(
     """Makes the LoRA layers of a PEFT model run the fastest measured graphs.
 
     Results and gradients equal PEFT's up to rounding, and dropout uses the same mask as PEFT. The
-    base may be a linear layer, a ``Conv1D`` or an NF4 or int8 layer of bitsandbytes, the adapter
+    base may be a linear layer, a ``Conv1D``, an NF4 or int8 layer of bitsandbytes, or the stacked
+    weights of a mixture's experts in a module of transformers' experts interface; the adapter
     LoRA, rsLoRA, LoRA-FA or DoRA. A layer falls back to PEFT's ``forward`` while its adapters are
     disabled, merged or more than one, for ``adapter_names``, for other variants, and when there are
     hooks on its submodules. If the installed PEFT differs from those that autolora knows, the layer
@@ -182,6 +183,7 @@ def accelerate(
         )
     wanted = objective_of(objective, max_saved_bytes)
     report = Acceleration()
+    taken = []
     for name, layer in lora_layers(model):
         reason = why_left(layer)
         if reason:
@@ -192,6 +194,8 @@ def accelerate(
             layer.__class__ = accelerated_class(type(layer))
         layer._autolora = LayerState(compute_dtype, wanted, siblings)
         report.taken.append(name)
+        taken.append((name, layer))
+    for name, layer in taken:
         if reason := path_of_peft(layer):
             report.notes.append((name, reason))
     if not report.taken and not report.left:

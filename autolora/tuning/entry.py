@@ -140,6 +140,9 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     on = torch.is_autocast_enabled(device.type)
     autocast = torch.get_autocast_dtype(device.type) if on else None
     capture = model_problems(model, tokens.counts, autocast)
+    if not capture.problems:
+        reasons = ", ".join(dict.fromkeys(reason for _, reason in capture.left))
+        raise AutoloraError(f"no LoRA layer of this model can be tuned: {reasons}")
     wanted = list(dict.fromkeys(layer.state.policy.wanted for layer in layers))
     make_families(model, capture.siblings)
     return _Asked(capture.problems, wanted, device, model, capture.uses, tokens.ranged)

@@ -60,8 +60,9 @@ class Emitter:
             kept: tensors that are needed after it, beside the results.
         """
         wanted = {*kept, *_RESULTS}
-        for n, run in enumerate(_runs(steps, self.graph)):
-            later = [each for other in _runs(steps, self.graph)[n + 1 :] for each in other]
+        runs = _runs(steps, self.graph)
+        for n, run in enumerate(runs):
+            later = [each for other in runs[n + 1 :] for each in other]
             if self.graph.executor_of(run[0]) not in LOOPS:
                 for step in run:
                     self._whole(step)

@@ -63,20 +63,20 @@ class _Experts(torch.autograd.Function):
         Y, saved = executable.forward(X, weights, b, narrow, wide, s, routing, *sizes)
         names = executable.saved_names
         kept = [each for name, each in zip(names, saved, strict=True) if name not in _GIVEN]
-        ctx.save_for_backward(X if "X" in names else None, W, A, B, *kept)
-        ctx.call = (executable, s, routing, sizes)
+        ctx.save_for_backward(X if "X" in names else None, W, A, B, routing.ids, *kept)
+        ctx.call = (executable, s, routing.ends, sizes)
         return Y
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        executable, s, routing, sizes = ctx.call
-        X, W, A, B, *kept = ctx.saved_tensors
-        device = executable.problem.device
-        if torch.is_grad_enabled():  # create_graph=True
-            return *_differentiable(executable, G, X, W, A, B, s, routing), None, None, None
+        executable, s, ends, sizes = ctx.call
+        X, W, A, B, ids, *kept = ctx.saved_tensors
+        routing = Routing(len(ends), ids, ends)
         if not G.is_contiguous():
             G = G.contiguous()
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(executable.problem.device, enabled=False):
+            if torch.is_grad_enabled():  # create_graph=True
+                return *_differentiable(executable, G, X, W, A, B, s, routing), None, None, None
             narrow, wide = stacked(A, B, routing.experts, W.dtype)
             given = {"X": X, "W": _rows_first(W, executable), "A": narrow, "B": wide}
             rest = iter(kept)

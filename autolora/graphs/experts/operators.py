@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from autolora.graphs.experts.routing import Routing
 
 _FUNCTION = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ALIGNED = 16  # bytes, of rows and of addresses
 
 
@@ -24,8 +25,8 @@ def grouped_mm(left: Tensor, right: Tensor, routing: Routing) -> Tensor:
     Returns:
         ``(rows, outer)``, or a matrix for each expert.
     """
-    if _FUNCTION is not None and left.dtype in _DTYPES and _is_aligned(left) and _is_aligned(right):
-        return _FUNCTION(left, right, offs=routing.offsets)  # type: ignore[no-any-return]
+    if _is_aligned(left) and _is_aligned(right) and has_grouped_mm(left.device, left.dtype):
+        return _FUNCTION(left, right, offs=routing.offsets)  # type: ignore[no-any-return,misc]
     if right.dim() == 3:
         slices = [torch.mm(left[begin:end], right[e]) for e, begin, end in routing.spans]
         return torch.cat(slices) if slices else left.new_empty((0, right.shape[2]))
@@ -33,6 +34,20 @@ def grouped_mm(left: Tensor, right: Tensor, routing: Routing) -> Tensor:
     for e, begin, end in routing.spans:
         torch.mm(left[:, begin:end], right[begin:end], out=made[e])
     return made
+
+
+@lru_cache(maxsize=64)
+def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has grouped products for a dtype on a device; tries one."""
+    if _FUNCTION is None:
+        return False
+    matrices = torch.ones(2, 16, 16, device=device, dtype=dtype)
+    ends = torch.tensor([8, 16], device=device, dtype=torch.int32)
+    try:
+        _FUNCTION(matrices[0], matrices, offs=ends)
+    except (RuntimeError, TypeError):  # no kernel, or not for this dtype or processor
+        return False
+    return True
 
 
 def _is_aligned(matrices: Tensor) -> bool:

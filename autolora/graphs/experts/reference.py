@@ -56,7 +56,6 @@ def reference(
         implementation: transformers' name of it.
         conv1d: how W is stored.
     """
-    merged(W, A, B, s, routing.experts, conv1d=conv1d)  # torch checks a parametrisation so
     V = merged(W, A, B, s, routing.experts, conv1d=conv1d)
     return projected(X, V, b, routing, implementation, conv1d=conv1d)
 

@@ -9,6 +9,8 @@ from math import expm1
 import torch
 from torch import Tensor
 
+MOST_PADDING = 3  # times the rows; where a load needs more, its products are looped
+
 
 @dataclass(eq=False)
 class Routing:
@@ -33,11 +35,10 @@ class Routing:
             experts: number of experts.
         """
         ordered, order = torch.sort(ids, stable=True)
-        counts = torch.bincount(ordered.clamp(max=experts), minlength=experts + 1)[:experts]
-        ends = counts.cumsum(0).tolist()
-        if ends[-1] < len(order):
-            ordered, order = ordered[: ends[-1]], order[: ends[-1]]
-        return cls(experts, ordered, ends), order
+        every = torch.arange(experts + 1, device=ids.device, dtype=ids.dtype)
+        first, *ends = torch.searchsorted(ordered, every).tolist()
+        inside = slice(first, ends[-1])
+        return cls(experts, ordered[inside], [end - first for end in ends]), order[inside]
 
     @cached_property
     def spans(self) -> list[tuple[int, int, int]]:
@@ -55,6 +56,11 @@ class Routing:
     def most(self) -> int:
         """The rows of the expert that has most."""
         return max((end - begin for _, begin, end in self.spans), default=0)
+
+    @property
+    def padding(self) -> float:
+        """The rows of :func:`~autolora.graphs.experts.operators.padded`, times those there are."""
+        return self.experts * self.most / max(1, len(self.ids))
 
     @cached_property
     def places(self) -> Tensor:

@@ -80,6 +80,19 @@ def uniform(graph: Graph, problem: Experts, base: str, thin: str) -> ExpertsGrap
     return ExpertsGraph.of(graph, found)
 
 
+@lru_cache(maxsize=1024)
+def without_padding(graph: ExpertsGraph, problem: Experts) -> ExpertsGraph:
+    """The same graph with loops for the products that need padded rows."""
+    steps = products(graph.graph, problem)
+    return ExpertsGraph.of(
+        graph.graph,
+        {
+            name: LOOP if executor == BMM and "m" in steps[name].axes else executor
+            for name, executor in graph.executors
+        },
+    )
+
+
 def find_graph(name: str, problem: Experts) -> ExpertsGraph | None:
     """The valid graph of that name, None where there is none."""
     if name == REFERENCE:
@@ -117,17 +130,18 @@ def advice(problem: Experts) -> str:
     autograd makes one for each expert that ``eager`` takes out of them; ``batched_mm`` copies the
     weights of an expert for each of its rows.
     """
-    if problem.implementation == "grouped_mm" or "X" not in problem.gradients:
+    grouped = problem.implementation == "grouped_mm" or problem.dtype == "float64"
+    if grouped or "X" not in problem.gradients:  # torch has no grouped products in float64
         return ""
     weights = bytes_of("V", problem)
     rows = bytes_of("X", problem) + bytes_of("Y", problem)
-    grouped = 6 * weights + 3 * rows  # two merges, and read or written by each product
+    least = 6 * weights + 3 * rows  # two merges, and read or written by each product
     times = problem.rows if problem.implementation == "batched_mm" else problem.experts**2
-    taken = grouped + 3 * times * weights // problem.experts
-    if taken < _MUCH * grouped:
+    taken = least + 3 * times * weights // problem.experts
+    if taken < _MUCH * least:
         return ""
     return (
-        f"PEFT's path by {problem.implementation} moves {taken / grouped:.0f} times the bytes of "
+        f"PEFT's path by {problem.implementation} moves {taken / least:.0f} times the bytes of "
         "that by grouped_mm: model.set_experts_implementation('grouped_mm')"
     )
 

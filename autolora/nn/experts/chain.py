@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from autolora.nn.experts.running import AdaptedWeight
+from autolora.nn.experts.call import AdaptedWeight
 from autolora.nn.layer_state import LayerState
-from autolora.nn.layer_tensors import plain_tensors
+from autolora.nn.layer_tensors import changed, plain_tensors
 
 Factors = tuple[Any, Any, Any]  # the layers lora_A and lora_B, and the scaling
 Kind = type[Any]
@@ -35,11 +35,6 @@ def wrapped(wrapper: Any, kind: Kind) -> Any:
     return wrapper
 
 
-def has_hooks(wrapper: Any) -> bool:
-    """Whether hooks run when a wrapper is called."""
-    return bool(wrapper._forward_hooks or wrapper._forward_pre_hooks)
-
-
 def adapted_by(
     wrapper: Any, kind: Kind, factors_of: Callable[[Any], Factors | str | None]
 ) -> tuple[Any, dict[str, AdaptedWeight]] | str:
@@ -57,8 +52,11 @@ def adapted_by(
         return ""
     found: dict[str, AdaptedWeight] = {}
     for each in wrappers_from(wrapper, kind):
-        if each is not wrapper and has_hooks(each):
-            return "hooks on its parts"
+        if each is not wrapper:
+            if reason := changed(each):
+                return reason
+            if hasattr(wrapper, "_autolora") and not hasattr(each, "_autolora"):
+                return "the adapter of another of its weights is left as it is"
         factors = factors_of(each)
         if factors is None:
             continue

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autolora.nn.layer_tensors import PLAIN
+from autolora.nn.layer_tensors import PLAIN, changed
 from autolora.problem import DTYPES, IMPLEMENTATIONS
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
@@ -75,12 +75,12 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
         return f"experts with adapters on {unknown[0]}"
     if getattr(module, "_is_expert_parallel", False):
         return "experts spread over several ranks"
-    if "forward" in module.__dict__:
-        return "its forward was replaced"
+    if reason := changed(module):
+        return reason
     if implementation_of(module) not in IMPLEMENTATIONS:
         return f"experts by {implementation_of(module)}"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return "hooks on its parts"
+    if module.num_experts == 1:
+        return "a single expert"  # whose adapter PEFT takes for that of a linear layer
     for name in names:
         weight = module._parameters.get(name)
         if not _is_stack(weight, module):
@@ -95,6 +95,21 @@ def why_not(module: Any, adapted: Collection[str]) -> str:
     return ""
 
 
+def why_not_in(implementation: str, dtype: torch.dtype, autocast: torch.dtype | None) -> str:
+    """Why experts have no graphs that compute as PEFT's path does, ``""`` if they have.
+
+    Args:
+        implementation: of the experts.
+        dtype: of their weights.
+        autocast: its dtype, None where it is off.
+    """
+    if autocast not in (None, dtype) and implementation != "grouped_mm":  # which ignores autocast
+        return f"experts in {dtype} under autocast"
+    if dtype == torch.float64 and implementation == "grouped_mm":
+        return "torch has no grouped products in float64"
+    return ""
+
+
 def _is_stack(weight: Any, module: Any) -> bool:
     """Whether a weight is a plain tensor with one matrix for each expert."""
     return type(weight) in PLAIN and weight.dim() == 3 and weight.shape[0] == module.num_experts
@@ -104,8 +119,8 @@ def _is_stack(weight: Any, module: Any) -> bool:
 def _computes_wider(kind: type) -> bool:
     """Whether the own code of a class of experts, its ``eager`` implementation, names float32."""
     try:
-        source = inspect.getsource(inspect.unwrap(vars(kind)["forward"]))
-    except (OSError, TypeError, KeyError):
+        source = inspect.getsource(inspect.unwrap(inspect.getattr_static(kind, "forward")))
+    except (OSError, TypeError):
         return False
     return "float32" in source or ".float()" in source
 

@@ -12,10 +12,12 @@ from torch.func import functional_call
 from autolora.errors import AutoloraError
 from autolora.graphs.experts.reference import merged
 from autolora.nn.defaults import objective_of
-from autolora.nn.experts.chain import Factors, adapted_by, has_hooks, wrapped, wrappers_from
+from autolora.nn.experts.call import AdaptedWeight
+from autolora.nn.experts.chain import Factors, adapted_by, wrapped, wrappers_from
 from autolora.nn.experts.module import is_experts, stacks_of
-from autolora.nn.experts.running import AdaptedWeight, leave_compiled, run_wrapped
+from autolora.nn.experts.running import leave_compiled, run_wrapped
 from autolora.nn.layer_state import LayerState
+from autolora.nn.layer_tensors import changed
 from autolora.nn.linear import check_adapter, scaling_of, warn_of_rank
 
 
@@ -104,12 +106,12 @@ class LoRAExperts(nn.Module):
     def _plain_forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The defining equation in plain autograd: the module itself, with merged weights."""
         module, inside, weights = wrapped(self, LoRAExperts), cast(Any, self), {}
-        while isinstance(inside, LoRAExperts) and (inside is self or not has_hooks(inside)):
+        while isinstance(inside, LoRAExperts) and (inside is self or not changed(inside)):
             weights[inside.parameter_name] = inside._merged(module)
             inside = inside._modules["base_layer"]
         path = "base_layer." * len(list(wrappers_from(inside, LoRAExperts)))
-        changed = {f"{path}{name}": V for name, V in weights.items()}
-        return functional_call(inside, changed, args, kwargs)  # type: ignore[no-any-return]
+        merged_weights = {f"{path}{name}": V for name, V in weights.items()}
+        return functional_call(inside, merged_weights, args, kwargs)  # type: ignore[no-any-return]
 
     def _merged(self, module: Any) -> Tensor:
         """``W_e + s·B_e A_e`` of every expert, in the dtype of W, also under autocast."""

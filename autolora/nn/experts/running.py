@@ -7,7 +7,8 @@ own, as in transformers' implementations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,117 +17,21 @@ from torch.autograd import forward_ad
 
 from autolora.graphs.experts.function import run_experts
 from autolora.graphs.experts.reference import projected, reference
-from autolora.graphs.experts.routing import Routing
-from autolora.nn.choosing import decide_and_report
+from autolora.graphs.experts.routing import MOST_PADDING, Routing
+from autolora.graphs.experts.source import experts_executable
+from autolora.graphs.experts.space import without_padding
+from autolora.nn.choosing import decide, decide_and_report
 from autolora.nn.dispatch import left
-from autolora.nn.experts.module import FLOATS, implementation_of, projections_of, why_not
-from autolora.nn.experts.statement import state_experts
+from autolora.nn.experts.call import AdaptedWeight, Call, call_of, problems_of
+from autolora.nn.experts.module import (
+    implementation_of,
+    projections_of,
+    why_not,
+)
 from autolora.nn.layer_state import Choice, LayerState
-from autolora.nn.layer_tensors import PLAIN
-from autolora.problem import DEVICES, Experts
+from autolora.problem import LOADS, Experts
 
 _COMPILED = "compiled: there are no graphs for compiled experts"
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptedWeight:
-    """The adapter of one stacked weight.
-
-    Args:
-        state: of its layer.
-        A: ``(experts × rank, in_features)``.
-        B: ``(out_features, rank × experts)``.
-        s: the scaling.
-    """
-
-    state: LayerState
-    A: Tensor
-    B: Tensor
-    s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a module of experts.
-
-    Args:
-        x: ``(tokens, hidden)``.
-        ids: the experts of each token, ``(tokens, top_k)``.
-        weights: of these, ``(tokens, top_k)``.
-    """
-
-    x: Tensor
-    ids: Tensor
-    weights: Tensor
-
-
-def call_of(x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | str:
-    """The arguments of a call of such a module, or why it is not one."""
-    names = ("top_k_index", "top_k_weights")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if len(args) > 2 or given.keys() != set(names):
-        return "its forward was given other arguments than ids and weights"
-    ids, weights = given["top_k_index"], given["top_k_weights"]
-    if any(type(each) not in PLAIN for each in (x, ids, weights)):
-        return "tensor subclasses"
-    if x.dim() != 2 or ids.dim() != 2 or ids.shape != weights.shape or ids.shape[0] != x.shape[0]:
-        return "an input that is not one row for each token"
-    if x.device.type not in DEVICES:
-        return f"the device {x.device.type}"
-    return Call(x, ids, weights) if ids.numel() else "no tokens"
-
-
-def problems_of(
-    module: Any, adapted: Mapping[str, AdaptedWeight], call: Call, routing: Routing
-) -> dict[str, Experts] | str:
-    """The problem of each adapted weight in a call, or why it has none; in the order of use."""
-    x, implementation = call.x, implementation_of(module)
-    grad = torch.is_grad_enabled()
-    W = module._parameters[projections_of(module)[0]]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        if dtype != W.dtype and implementation != "grouped_mm":
-            return f"experts in {W.dtype} under autocast"
-    elif x.dtype != W.dtype:
-        return f"input is {x.dtype}, experts are {W.dtype}"
-    if W.dtype == torch.float64 and implementation == "grouped_mm":
-        return "torch has no grouped products in float64"
-    found: dict[str, Experts] = {}
-    needs = x.requires_grad
-    for name in projections_of(module):
-        W, b = module._parameters[name], module._parameters.get(f"{name}_bias")
-        if grad and (W.requires_grad or (b is not None and b.requires_grad)):
-            return "the base layer is trained too"
-        if W.dtype != module._parameters[projections_of(module)[0]].dtype:
-            return "experts of several dtypes"
-        if name not in adapted:
-            continue
-        A, B = adapted[name].A, adapted[name].B
-        if A.dtype != B.dtype or A.dtype not in FLOATS:
-            return f"lora_A is {A.dtype}, lora_B {B.dtype}"
-        leaves = {"X": needs, "A": A.requires_grad, "B": B.requires_grad}
-        found[name] = state_experts(
-            module,
-            A,
-            B,
-            tokens=x.shape[0],
-            top_k=call.ids.shape[1],
-            device=x.device.type,
-            load=routing.load(call.ids.shape[1]),
-            gradients=(leaf for leaf, needed in leaves.items() if needed and grad),
-        )
-        needs = needs or A.requires_grad or B.requires_grad
-    return found
-
-
-def problems_of_call(
-    module: Any, adapted: Mapping[str, AdaptedWeight], call: Call
-) -> dict[str, Experts] | str:
-    """The problem of each adapted weight in a call, or why it has none, without running it."""
-    if reason := why_not(module, adapted):
-        return reason
-    routing, _ = Routing.sorted_by(call.ids.reshape(-1), module.num_experts)
-    return problems_of(module, adapted, call, routing)
 
 
 def run_wrapped(
@@ -182,18 +87,25 @@ def run_module(module: Any, adapted: Mapping[str, AdaptedWeight], call: Call) ->
     ):
         return None
     x, top_k = call.x, call.ids.shape[1]
-    if reason := why_not(module, adapted):
-        _left(adapted, reason)
-        return None
-    routing, order = Routing.sorted_by(call.ids.reshape(-1), module.num_experts)
-    problems = problems_of(module, adapted, call, routing)
+    problems = why_not(module, adapted) or problems_of(module, adapted, call, LOADS[0])
     if isinstance(problems, str):
         _left(adapted, problems)
         return None
-    choices = {name: _choice(adapted[name].state, problems[name], x) for name in problems}
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        _left(adapted, "a CUDA graph is being captured, which cannot wait for the router")
+        return None
+    routing = None
+    if not _is_reference_at_any_load(adapted, problems, x.device):
+        routing, order = Routing.sorted_by(call.ids.reshape(-1), module.num_experts)
+        if len(order) < call.ids.numel():
+            _left(adapted, "rows of no expert")
+            return None
+        load = routing.load(top_k)
+        problems = {name: replace(problem, load=load) for name, problem in problems.items()}
+    choices = {n: _choice(adapted[n].state, problems[n], x.device) for n in problems}
     for choice in choices.values():
         choice.calls += 1
-    if all(choice.graph.is_reference for choice in choices.values()):
+    if routing is None or all(choice.graph.is_reference for choice in choices.values()):
         return None
     rows: Tensor = _Dispatch.apply(x, order, top_k)  # type: ignore[no-untyped-call]
     first, second = projections_of(module)
@@ -203,7 +115,7 @@ def run_module(module: Any, adapted: Mapping[str, AdaptedWeight], call: Call) ->
     if getattr(module, "has_post_expert_norm", False):
         rows = module.post_expert_norm(rows)
     weighted = rows * call.weights.reshape(-1).index_select(0, order).unsqueeze(1)
-    every = _unsorted(weighted, order, call.ids.numel())
+    every = _unsorted(weighted, order)
     return every.view(*call.ids.shape, -1).sum(1).to(x.dtype)
 
 
@@ -229,19 +141,44 @@ def _projected(
         each, made = adapted[name], choices[name].executable
         if made is None:
             return reference(rows, W, b, each.A, each.B, each.s, routing, how, conv1d=conv1d)
+        if routing.padding > MOST_PADDING:
+            made = experts_executable(without_padding(made.graph, made.problem), made.problem)
         return run_experts(made, rows, W, b, each.A, each.B, each.s, routing)
     finally:
         if autocast:
             torch.set_autocast_enabled(device, True)
 
 
-def _choice(state: LayerState, problem: Experts, x: Tensor) -> Choice:
-    key = (problem, x.device)
+def _choice(state: LayerState, problem: Experts, device: torch.device) -> Choice:
+    key = (problem, device)
     choice = state.choices.get(key)
     if choice is None:
-        choice = decide_and_report(problem, x.device, state.policy)
+        choice = decide_and_report(problem, device, state.policy)
         state.remember(key, choice)
     return choice
+
+
+def _is_reference_at_any_load(
+    adapted: Mapping[str, AdaptedWeight], problems: Mapping[str, Experts], device: torch.device
+) -> bool:
+    """Whether the module's own path runs, however the tokens are spread: rows need no sorting."""
+    return all(
+        decide(each, device, adapted[name].state.policy).graph.is_reference
+        for name, problem in problems.items()
+        for each in _at_loads(problem)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _at_loads(problem: Experts) -> tuple[Experts, ...]:
+    return tuple(replace(problem, load=load) for load in LOADS)
+
+
+def _unsorted(rows: Tensor, order: Tensor) -> Tensor:
+    """The rows in the order of the tokens."""
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return rows.index_select(0, inverse)
 
 
 def _left(adapted: Mapping[str, AdaptedWeight], reason: str) -> None:
@@ -262,14 +199,5 @@ class _Dispatch(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
         tokens, top_k = ctx.shape
-        every = _unsorted(G, order, tokens * top_k)
+        every = _unsorted(G, order)
         return every.view(tokens, top_k, -1).sum(1), None, None
-
-
-def _unsorted(rows: Tensor, order: Tensor, number: int) -> Tensor:
-    """The rows in the order of the tokens; zeros for those that no expert got."""
-    if len(order) < number:
-        return rows.new_zeros((number, rows.shape[1])).index_copy(0, order, rows)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(number, device=order.device)
-    return rows.index_select(0, inverse)

@@ -8,9 +8,9 @@ import peft
 from peft.tuners import lora
 from torch import nn
 
+from autolora.nn.experts.call import AdaptedWeight
 from autolora.nn.experts.chain import adapted_by, wrapped, wrappers_from
 from autolora.nn.experts.module import is_experts, why_not
-from autolora.nn.experts.running import AdaptedWeight
 from autolora.nn.peft_internals import peft_factors
 
 ParamWrapper: Any = getattr(lora, "ParamWrapper", None) or getattr(

@@ -60,7 +60,7 @@ def _measured(
     return Figures(errors, *gain_of(results["Y"], Y0, effect))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _oracle(
     problem: Experts, device: torch.device, magnitude: float
 ) -> tuple[Data, dict[str, Tensor], Tensor]:

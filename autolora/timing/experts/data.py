@@ -14,7 +14,7 @@ from torch import Tensor
 from autolora.errors import AutoloraError
 from autolora.graphs.experts.function import run_experts
 from autolora.graphs.experts.graph import ExpertsGraph, reference_saved_bytes
-from autolora.graphs.experts.reference import projected, reference
+from autolora.graphs.experts.reference import merged, projected, reference
 from autolora.graphs.experts.routing import Routing, drawn_routing
 from autolora.graphs.experts.source import experts_executable
 from autolora.problem import Experts
@@ -90,7 +90,7 @@ class Data:
         tensors = (self.X, self.W, self.b, self.A, self.B, SCALING, self.routing)
         if graph.is_reference:
             how, conv1d = self.problem.implementation, self.problem.layout == "conv1d"
-            return lambda: reference(*tensors, how, conv1d=conv1d)
+            return lambda: _reference(*tensors, how, conv1d=conv1d)
         made = experts_executable(graph, self.problem)
         return lambda: run_experts(made, *tensors)
 
@@ -117,6 +117,23 @@ class Data:
                 Y.backward(self.G)  # type: ignore[no-untyped-call]
 
         return step
+
+
+def _reference(
+    X: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    s: float,
+    routing: Routing,
+    how: str,
+    *,
+    conv1d: bool,
+) -> Tensor:
+    """PEFT's path as it runs: torch computes a parametrisation once more, to check it."""
+    merged(W, A, B, s, routing.experts, conv1d=conv1d)
+    return reference(X, W, b, A, B, s, routing, how, conv1d=conv1d)
 
 
 def _require_memory(problem: Experts) -> None:

@@ -20,6 +20,7 @@ from autolora.graphs.experts.graph import (
     is_ragged,
 )
 from autolora.graphs.experts.operators import stacked
+from autolora.graphs.experts.routing import MOST_PADDING
 from autolora.graphs.experts.source import step_function
 from autolora.graphs.experts.space import products, structures, uniform
 from autolora.graphs.graph import Graph
@@ -35,7 +36,6 @@ _MOST_FLOPS = 1.4  # times the fewest of any graph
 _PASSES = 3
 _SLOW_NS = 2e7  # a step slower than this is timed at most twice
 _HOPELESS = 1.5  # and once if it takes this many times as long as another executor
-_MOST_PADDING = 4  # times the rows; more padding than that is not tried
 
 Key = tuple[tuple[str, ...], ...]
 
@@ -109,14 +109,13 @@ class _Steps:
 
     def __init__(self, data: Data, measure: Measure, rng: random.Random) -> None:
         self.data, self.measure, self.rng = data, measure, rng
-        problem, routing = data.problem, data.routing
+        problem = data.problem
         dtype = getattr(torch, problem.dtype)
         narrow, wide = stacked(data.A.detach(), data.B.detach(), problem.experts, dtype)
         W = data.W.transpose(1, 2) if problem.layout == "conv1d" else data.W
         self.tensors = {"X": data.X.detach(), "W": W, "V": W, "P": W, "A": narrow, "B": wide}
         self.tensors |= {"G": data.G} | ({} if data.b is None else {"b": data.b})
         self.sizes = problem.in_features, problem.out_features, problem.rank
-        self.padding = problem.experts * routing.most / max(1, len(routing.ids))
 
     def times(self, steps: Iterable[Contraction]) -> dict[Key, dict[str, float]]:
         """The least nanoseconds of each step with each executor."""
@@ -124,7 +123,7 @@ class _Steps:
         for step in steps:
             for executor in executors_for(step, self.data.problem):
                 padded = executor == BMM and "m" in step.axes
-                if not padded or self.padding <= _MOST_PADDING:
+                if not padded or self.data.routing.padding <= MOST_PADDING:
                     runs.setdefault((_key(step), executor), self._run(step, executor))
         taken: dict[tuple[Key, str], list[float]] = {each: [] for each in runs}
         with torch.no_grad():
