@@ -1,7 +1,10 @@
 """Mixtures of experts under DDP and FSDP2: PEFT's numbers of one process."""
 
+import pytest
 import torch
 from made_up_ranks import run_as_ranks
+
+pytest.importorskip("transformers.integrations.moe")
 
 # Each rank trains on a batch of its own; PEFT alone, in one process, on both.
 PROGRAM = """
