@@ -116,9 +116,10 @@ class Experts(BaseProblem):
 
     @property
     def shape_text(self) -> str:
-        """Experts, and in and out features of each: ``32 experts 512 → 768 +b, top 4``."""
+        """Experts, and in and out features of each: ``32 experts 512 → 768 +b, top 4, skewed``."""
         sizes = f"{self.in_features} → {self.out_features}" + " +b" * self.bias
-        return f"{self.experts} experts {sizes}, top {self.top_k}"
+        load = f", {self.load}" * (self.load != LOADS[0])
+        return f"{self.experts} experts {sizes}, top {self.top_k}{load}"
 
     @property
     def section_text(self) -> str:
@@ -136,8 +137,7 @@ class Experts(BaseProblem):
 
     @property
     def _special(self) -> str:
-        words = (self.implementation, *(["conv1d"] * (self.layout == "conv1d")))
-        return ", ".join((*words, *(["skewed"] * (self.load == "skewed"))))
+        return self.implementation + ", conv1d" * (self.layout == "conv1d")
 
     @property
     def rank_text(self) -> str:
