@@ -154,12 +154,12 @@ class Emitter:
                 f"{second}{'.transpose(1, 2)' * (second_t and not is_ragged(second))}, routing)"
             )
         else:
-            left = self._padded(first) + ".transpose(1, 2)" * first_t
-            right = self._padded(second) if is_ragged(second) else second
-            right += ".transpose(1, 2)" * (second_t and not is_ragged(second))
-            product = f"torch.bmm({left}, {right})"
-            if is_ragged(step.out):
-                product += ".flatten(0, 1).index_select(0, routing.places)"
+            left = self._padded(first)
+            if is_ragged(second):
+                product = f"bmm_sums({left}, {self._padded(second)}, routing)"
+            else:
+                right = second + ".transpose(1, 2)" * second_t
+                product = f"bmm_rows({left}, {right}, routing)"
         scale = ", alpha=s" if step.scaled else ""
         if onto == step.out:
             self.padded.discard(step.out)

@@ -10,7 +10,7 @@ loop        one product for each expert that has rows, written into its slice of
 turned      the same with the transpose of the swapped product: the same numbers in another order
 onednn      the same by oneDNN instead of BLAS, in float32
 grouped     one call of torch's grouped product
-bmm         one batched product, of experts that are padded to the rows of the busiest one
+bmm         a batched product for each bucket of experts, padded to the rows of its busiest one
 ==========  ========================================================================================
 """
 

@@ -61,15 +61,51 @@ def _is_aligned(matrices: Tensor) -> bool:
     )
 
 
-def padded(rows: Tensor, routing: Routing) -> Tensor:
-    """Rows ``(rows, columns)`` with room for as many of each expert as the busiest one has.
+def padded(rows: Tensor, routing: Routing) -> list[Tensor]:
+    """Rows ``(rows, columns)`` with the same room for every expert of a bucket.
 
     Returns:
-        ``(experts, most, columns)``, zeros where an expert has no row.
+        For each bucket ``(experts, room, columns)``, zeros where an expert has no row.
     """
-    made = rows.new_zeros((routing.experts * routing.most, rows.shape[1]))
+    made = rows.new_zeros((routing.room, rows.shape[1]))
     made.index_copy_(0, routing.places, rows)
-    return made.view(routing.experts, routing.most, rows.shape[1])
+    return _by_bucket(made, routing)
+
+
+def bmm_rows(left: list[Tensor], right: Tensor, routing: Routing) -> Tensor:
+    """The products of padded rows with the matrices ``(experts, inner, outer)``.
+
+    Returns:
+        ``(rows, outer)``, sorted by expert.
+    """
+    made = right.new_empty((routing.room, right.shape[2]))
+    pairs = zip(left, _by_bucket(made, routing), routing.members, strict=True)
+    for rows, out, experts in pairs:
+        torch.bmm(rows, right if experts is None else right[experts], out=out)
+    return made.index_select(0, routing.places)
+
+
+def bmm_sums(left: list[Tensor], right: list[Tensor], routing: Routing) -> Tensor:
+    """The products of padded rows, transposed, with padded rows: summed over the rows.
+
+    Returns:
+        ``(experts, columns of left, columns of right)``.
+    """
+    found = [torch.bmm(a.transpose(1, 2), b) for a, b in zip(left, right, strict=True)]
+    if routing.members == [None]:
+        return found[0]
+    shape = (routing.experts, left[0].shape[2], right[0].shape[2])
+    made = left[0].new_zeros(shape)
+    for products, experts in zip(found, routing.members, strict=True):
+        made[experts] = products
+    return made
+
+
+def _by_bucket(rows: Tensor, routing: Routing) -> list[Tensor]:
+    return [
+        rows[bucket.begin : bucket.end].view(len(bucket.experts), bucket.room, rows.shape[1])
+        for bucket in routing.buckets
+    ]
 
 
 def onto_slices(rows: Tensor, biases: Tensor, routing: Routing) -> Tensor:

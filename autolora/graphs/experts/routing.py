@@ -9,7 +9,27 @@ from math import expm1
 import torch
 from torch import Tensor
 
-MOST_PADDING = 3  # times the rows; where a load needs more, its products are looped
+_LITTLE = 1.5  # times the rows: padding that is taken for a single bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Experts that are padded to the same number of rows.
+
+    Args:
+        experts: their numbers.
+        room: rows of each.
+        begin: where their rows begin.
+    """
+
+    experts: list[int]
+    room: int
+    begin: int
+
+    @property
+    def end(self) -> int:
+        """Where their rows end."""
+        return self.begin + len(self.experts) * self.room
 
 
 @dataclass(eq=False)
@@ -53,21 +73,47 @@ class Routing:
         return torch.tensor(self.ends, dtype=torch.int32, device=self.ids.device)
 
     @cached_property
-    def most(self) -> int:
-        """The rows of the expert that has most."""
-        return max((end - begin for _, begin, end in self.spans), default=0)
+    def buckets(self) -> list[Bucket]:
+        """The experts that are padded to the same number of rows.
+
+        One bucket of all experts if that needs little more than the rows; else those that have
+        rows, in buckets in which each has at least half as many as the first.
+        """
+        counts = {e: end - begin for e, begin, end in self.spans}
+        most = max(counts.values(), default=0)
+        if self.experts * most <= _LITTLE * len(self.ids):
+            return [Bucket(list(range(self.experts)), most, 0)]
+        found: list[Bucket] = []
+        for e in sorted(counts, key=counts.__getitem__, reverse=True):
+            if not found or 2 * counts[e] < found[-1].room:
+                found.append(Bucket([], counts[e], found[-1].end if found else 0))
+            found[-1].experts.append(e)
+        return found
 
     @property
-    def padding(self) -> float:
-        """The rows of :func:`~autolora.graphs.experts.operators.padded`, times those there are."""
-        return self.experts * self.most / max(1, len(self.ids))
+    def room(self) -> int:
+        """The rows of all buckets together."""
+        return self.buckets[-1].end if self.buckets else 0
 
     @cached_property
     def places(self) -> Tensor:
-        """The place of each row where every expert has room for :attr:`most` rows."""
-        ends = torch.tensor([0, *self.ends[:-1]], device=self.ids.device)
+        """The place of each row in the buckets."""
+        shifts = [0] * self.experts
+        begins = [0, *self.ends[:-1]]
+        for bucket in self.buckets:
+            for number, e in enumerate(bucket.experts):
+                shifts[e] = bucket.begin + number * bucket.room - begins[e]
         rows = torch.arange(len(self.ids), device=self.ids.device)
-        return self.ids * self.most + rows - ends[self.ids]
+        return torch.tensor(shifts, device=self.ids.device)[self.ids] + rows
+
+    @cached_property
+    def members(self) -> list[Tensor | None]:
+        """The experts of each bucket, None if that holds all of them in their order."""
+        every, device = list(range(self.experts)), self.ids.device
+        return [
+            None if bucket.experts == every else torch.tensor(bucket.experts, device=device)
+            for bucket in self.buckets
+        ]
 
     def load(self, top_k: int) -> str:
         """``"uniform"`` or ``"skewed"``, whichever explains the squares of the loads better.

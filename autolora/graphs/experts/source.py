@@ -12,12 +12,18 @@ from torch import Tensor
 from autolora.graphs.contraction import Contraction
 from autolora.graphs.experts.emitter import Emitter
 from autolora.graphs.experts.graph import ExpertsGraph, product_name
-from autolora.graphs.experts.operators import grouped_mm, onto_slices, padded
+from autolora.graphs.experts.operators import (
+    bmm_rows,
+    bmm_sums,
+    grouped_mm,
+    onto_slices,
+    padded,
+)
 from autolora.graphs.graph import Graph
 from autolora.graphs.source import run_source
 from autolora.problem import EAGER, Experts
 
-_SCOPE = {"grouped_mm": grouped_mm, "padded": padded, "onto_slices": onto_slices}
+_SCOPE = {each.__name__: each for each in (grouped_mm, padded, bmm_rows, bmm_sums, onto_slices)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

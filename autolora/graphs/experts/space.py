@@ -80,19 +80,6 @@ def uniform(graph: Graph, problem: Experts, base: str, thin: str) -> ExpertsGrap
     return ExpertsGraph.of(graph, found)
 
 
-@lru_cache(maxsize=1024)
-def without_padding(graph: ExpertsGraph, problem: Experts) -> ExpertsGraph:
-    """The same graph with loops for the products that need padded rows."""
-    steps = products(graph.graph, problem)
-    return ExpertsGraph.of(
-        graph.graph,
-        {
-            name: LOOP if executor == BMM and "m" in steps[name].axes else executor
-            for name, executor in graph.executors
-        },
-    )
-
-
 def find_graph(name: str, problem: Experts) -> ExpertsGraph | None:
     """The valid graph of that name, None where there is none."""
     if name == REFERENCE:

@@ -17,9 +17,7 @@ from torch.autograd import forward_ad
 
 from autolora.graphs.experts.function import run_experts
 from autolora.graphs.experts.reference import projected, reference
-from autolora.graphs.experts.routing import MOST_PADDING, Routing
-from autolora.graphs.experts.source import experts_executable
-from autolora.graphs.experts.space import without_padding
+from autolora.graphs.experts.routing import Routing
 from autolora.nn.choosing import decide, decide_and_report
 from autolora.nn.dispatch import left
 from autolora.nn.experts.call import AdaptedWeight, Call, call_of, problems_of
@@ -141,8 +139,6 @@ def _projected(
         each, made = adapted[name], choices[name].executable
         if made is None:
             return reference(rows, W, b, each.A, each.B, each.s, routing, how, conv1d=conv1d)
-        if routing.padding > MOST_PADDING:
-            made = experts_executable(without_padding(made.graph, made.problem), made.problem)
         return run_experts(made, rows, W, b, each.A, each.B, each.s, routing)
     finally:
         if autocast:

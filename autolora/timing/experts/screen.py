@@ -12,7 +12,6 @@ from torch import Tensor
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.contraction import Contraction, axes_of
 from autolora.graphs.experts.graph import (
-    BMM,
     EXECUTORS,
     LOOP,
     ExpertsGraph,
@@ -20,7 +19,6 @@ from autolora.graphs.experts.graph import (
     is_ragged,
 )
 from autolora.graphs.experts.operators import stacked
-from autolora.graphs.experts.routing import MOST_PADDING
 from autolora.graphs.experts.source import step_function
 from autolora.graphs.experts.space import products, structures, uniform
 from autolora.graphs.graph import Graph
@@ -122,9 +120,7 @@ class _Steps:
         runs: dict[tuple[Key, str], Callable[[], object]] = {}
         for step in steps:
             for executor in executors_for(step, self.data.problem):
-                padded = executor == BMM and "m" in step.axes
-                if not padded or self.data.routing.padding <= MOST_PADDING:
-                    runs.setdefault((_key(step), executor), self._run(step, executor))
+                runs.setdefault((_key(step), executor), self._run(step, executor))
         taken: dict[tuple[Key, str], list[float]] = {each: [] for each in runs}
         with torch.no_grad():
             for _ in range(_PASSES):

@@ -15,7 +15,7 @@ from torch import nn
 import autolora
 from autolora.errors import AutoloraError
 from autolora.graphs.experts import operators
-from autolora.graphs.experts.routing import MOST_PADDING, Routing
+from autolora.graphs.experts.routing import Routing
 from autolora.graphs.kinds import reference_graph
 from autolora.nn.choosing import pin
 from autolora.nn.layer_state import layer_states
@@ -186,17 +186,17 @@ def test_ids_of_no_expert_are_pefts():
     assert reasons(fast) == {"rows of no expert"}
 
 
-def test_rows_are_not_padded_without_bounds(monkeypatch):
-    padded = []
-    monkeypatch.setattr(operators, "padded", lambda rows, routing: padded.append(routing.padding))
-    plain = module_of_experts(hidden_size=32, num_experts=32)
-    fast = accelerated(plain, GRAPHS["merged"])
+@pytest.mark.parametrize("busy", [1, 3, 20])
+def test_rows_are_padded_within_bounds(busy):
     ids = torch.zeros((40, 2), dtype=torch.long)
+    ids[:, 0] = torch.arange(40) % busy
     ids[:, 1] = torch.arange(40) % 31 + 1
     routing, _ = Routing.sorted_by(ids.flatten(), 32)
-    assert routing.padding > MOST_PADDING
+    assert routing.room <= 2 * len(routing.ids)
+    assert sorted(routing.places.tolist()) == sorted(set(routing.places.tolist()))
+    plain = module_of_experts(num_experts=32)
+    fast = accelerated(plain, GRAPHS["merged"])
     assert_same_call(fast, plain, ids)
-    assert not padded
     assert on_graphs(fast) == 2
 
 
