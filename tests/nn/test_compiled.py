@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+from tracing_backend import Backend
 
 import autolora
 from autolora.cache.files.paths import search_path
@@ -49,25 +50,6 @@ def _compile_anew():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-class Backend:
-    """``aot_eager`` that keeps the graphs it was given, and how often it was."""
-
-    def __init__(self):
-        self.traced = []
-
-    def __call__(self, module, inputs):
-        if any(node.op == "call_function" for node in module.graph.nodes):
-            self.traced.append(module)
-        return torch._dynamo.lookup_backend("aot_eager")(module, inputs)
-
-    @property
-    def layers(self):
-        """How many layers of what was traced run along a graph of autolora's."""
-        parts = [part for module in self.traced for part in module.modules()]
-        nodes = [n for part in parts if hasattr(part, "graph") for n in part.graph.nodes]
-        return sum("autograd_function_apply" in str(node.target) for node in nodes)
 
 
 @pytest.fixture

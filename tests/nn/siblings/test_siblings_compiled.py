@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from peft_models import assert_same_step, llama
-from test_compiled import Backend
 from test_siblings import (
     Block,
     adapted,
@@ -18,6 +17,7 @@ from test_siblings import (
     with_others_between,
 )
 from torch import nn
+from tracing_backend import Backend
 
 import autolora
 from autolora.graphs.operators import TRACEABLE
