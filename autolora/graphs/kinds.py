@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from autolora.graphs import source, space, unmeasured
+from autolora.graphs import space, unmeasured
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.experts import space as experts
-from autolora.graphs.experts.source import experts_executable
 from autolora.graphs.siblings import space as siblings
-from autolora.graphs.siblings.source import sibling_executable
 from autolora.objective import Objective
 from autolora.problem import BaseProblem, Experts, Problem, Siblings
 
@@ -40,27 +38,46 @@ class GraphSpace:
     compile: Callable[[Any, Any], Any]
 
 
+# Code needs torch, which those who only read records do not wait for.
+def _layer_code(graph: Any, problem: Any) -> Any:
+    from autolora.graphs.source import executable
+
+    return executable(graph, problem)
+
+
+def _siblings_code(graph: Any, problem: Any) -> Any:
+    from autolora.graphs.siblings.source import sibling_executable
+
+    return sibling_executable(graph, problem)
+
+
+def _experts_code(graph: Any, problem: Any) -> Any:
+    from autolora.graphs.experts.source import experts_executable
+
+    return experts_executable(graph, problem)
+
+
 SPACES: dict[str, GraphSpace] = {
     Problem.kind: GraphSpace(
         space.find_graph,
         space.reference_graph,
         unmeasured.flops_graph,
         unmeasured.unmeasured_graph,
-        source.executable,
+        _layer_code,
     ),
     Siblings.kind: GraphSpace(
         siblings.find_graph,
         siblings.reference_graph,
         siblings.flops_graph,
         siblings.unmeasured_graph,
-        sibling_executable,
+        _siblings_code,
     ),
     Experts.kind: GraphSpace(
         experts.find_graph,
         experts.reference_graph,
         experts.flops_graph,
         experts.unmeasured_graph,
-        experts_executable,
+        _experts_code,
     ),
 }
 
