@@ -13,7 +13,6 @@ from autolora.graphs.base import BaseGraph
 from autolora.graphs.contraction import Contraction, axes_of
 from autolora.graphs.experts.graph import (
     EXECUTORS,
-    LOOP,
     ExpertsGraph,
     executors_for,
     is_ragged,
@@ -49,8 +48,9 @@ def predict(
     """The graphs worth racing, with predicted times, fastest first.
 
     Each product is timed in isolation with each executor that it may have. A graph is predicted
-    with the fastest of each product, with one for its base products and one for its thin ones, and
-    looped as a whole.
+    with the fastest of each product, and with one for its base products and one for its thin ones.
+    Graphs with one executor for all race beside these: products share loops and padded rows there,
+    which those timed in isolation do not.
     """
     worth = _promising(problem, objectives)
     times = _Steps(data, measure, rng).times(
@@ -73,8 +73,8 @@ def predict(
             if all(executor in times[_key(steps[name])] for name, executor in each.executors):
                 mixed.append(each)
         for each in mixed:
-            looped = all(executor == LOOP for _, executor in each.executors)
-            found.setdefault(each.name, predicted(each, everywhere=looped))
+            alike = len({executor for _, executor in each.executors}) == 1
+            found.setdefault(each.name, predicted(each, everywhere=alike))
     return sorted(found.values(), key=lambda prediction: prediction.nanoseconds)
 
 
