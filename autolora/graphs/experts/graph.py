@@ -165,6 +165,11 @@ def is_ragged(tensor: str) -> bool:
     return "m" in axes_of(tensor)
 
 
+def ragged_factors(step: Contraction) -> tuple[str, ...]:
+    """The factors of a product that have rows of all experts, which ``bmm`` pads."""
+    return tuple(name for name in (step.left, step.right) if is_ragged(name))
+
+
 def executors_for(step: Contraction, problem: Experts) -> tuple[str, ...]:
     """The executors that a product may have."""
     found = [LOOP]

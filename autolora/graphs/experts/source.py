@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autolora.graphs.contraction import Contraction
 from autolora.graphs.experts.emitter import Emitter
-from autolora.graphs.experts.graph import ExpertsGraph, product_name
+from autolora.graphs.experts.graph import BMM, ExpertsGraph, product_name, ragged_factors
 from autolora.graphs.experts.operators import (
     bmm_rows,
     bmm_sums,
@@ -77,7 +77,8 @@ def _executable(graph: ExpertsGraph, problem: Experts) -> ExpertsExecutable:
 def step_function(step: Contraction, executor: str, problem: Experts) -> Callable[..., Tensor]:
     """One step by itself, as a function ``(tensors, s, routing, i, o, r)``; for timing it.
 
-    ``tensors`` are those that the step reads, by name, and what it adds onto.
+    ``tensors`` are those that the step reads, by name, and what it adds onto. Where rows are padded
+    they are given so as well, as ``X_p``: that is done once for all steps of a pass.
     """
     return _step_function(
         step, executor, problem.layout, problem.bias, problem.dtype, problem.device
@@ -90,8 +91,12 @@ def _step_function(
 ) -> Callable[..., Tensor]:
     problem = Experts(1, 1, 1, 1, 1, 1, dtype, device, layout=layout, bias=bias)
     graph = ExpertsGraph(Graph(""), ((product_name(step), executor),))
-    reads = dict.fromkeys(name for name in step.reads if name != "b" or bias)
-    lines = Emitter(problem, graph, step.left).emit([step], [step.out])
+    reads = list(dict.fromkeys(name for name in step.reads if name != "b" or bias))
+    emitter = Emitter(problem, graph, step.left)
+    if executor == BMM:
+        emitter.padded.update(ragged_factors(step))
+        reads += [f"{name}_p" for name in ragged_factors(step)]
+    lines = emitter.emit([step], [step.out])
     source = "\n".join(
         [
             f"def run({', '.join(reads)}, s, routing, i, o, r):",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.contraction import Contraction, axes_of
 from autolora.graphs.experts.graph import (
+    BMM,
     EXECUTORS,
     ExpertsGraph,
     executors_for,
     is_ragged,
+    ragged_factors,
 )
-from autolora.graphs.experts.operators import stacked
+from autolora.graphs.experts.operators import padded, stacked
 from autolora.graphs.experts.source import step_function
 from autolora.graphs.experts.space import products, structures, uniform
 from autolora.graphs.graph import Graph
@@ -53,13 +55,15 @@ def predict(
     which those timed in isolation do not.
     """
     worth = _promising(problem, objectives)
-    times = _Steps(data, measure, rng).times(
-        [step for graph in worth for step in products(graph, problem).values()]
-    )
+    timed = _Steps(data, measure, rng)
+    times = timed.times([step for graph in worth for step in products(graph, problem).values()])
 
     def predicted(graph: ExpertsGraph, *, everywhere: bool = False) -> Prediction:
         steps = products(graph.graph, problem)
         taken = sum(times[_key(steps[name])][executor] for name, executor in graph.executors)
+        for run in (graph.forward_steps(problem), graph.backward_steps(problem)):
+            names = {n for s in run if graph.executor_of(s) == BMM for n in ragged_factors(s)}
+            taken += sum(map(timed.padding, names))
         return Prediction(graph, taken, everywhere)
 
     found: dict[str, Prediction] = {}
@@ -107,11 +111,19 @@ class _Steps:
 
     def __init__(self, data: Data, measure: Measure, rng: random.Random) -> None:
         self.data, self.measure, self.rng = data, measure, rng
+        self.paddings: dict[tuple[str, ...], float] = {}
         problem = data.problem
         dtype = getattr(torch, problem.dtype)
         narrow, wide = stacked(data.A.detach(), data.B.detach(), problem.experts, dtype)
         W = data.W.transpose(1, 2) if problem.layout == "conv1d" else data.W
-        self.tensors = {"X": data.X.detach(), "W": W, "V": W, "P": W, "A": narrow, "B": wide}
+        self.tensors: dict[str, Any] = {
+            "X": data.X.detach(),
+            "W": W,
+            "V": W,
+            "P": W,
+            "A": narrow,
+            "B": wide,
+        }
         self.tensors |= {"G": data.G} | ({} if data.b is None else {"b": data.b})
         self.sizes = problem.in_features, problem.out_features, problem.rank
 
@@ -133,15 +145,29 @@ class _Steps:
             found.setdefault(key, {})[executor] = min(values)
         return found
 
+    def padding(self, name: str) -> float:
+        """The least nanoseconds of padding the rows of a tensor."""
+        axes = axes_of(name)
+        if axes not in self.paddings:
+            rows, routing = self._tensor(name), self.data.routing
+            runs = (self.measure(lambda: padded(rows, routing)) for _ in range(_PASSES))
+            self.paddings[axes] = min(runs)
+        return self.paddings[axes]
+
     def _run(self, step: Contraction, executor: str) -> Callable[[], object]:
         run = step_function(step, executor, self.data.problem)
-        tensors: Mapping[str, Tensor] = {
+        tensors: dict[str, Any] = {
             name: self._tensor(name) for name in step.reads if name != "b" or "b" in self.tensors
         }
         routing, sizes = self.data.routing, self.sizes
+        if executor == BMM:
+            for name in ragged_factors(step):
+                if f"{name}_p" not in self.tensors:
+                    self.tensors[f"{name}_p"] = padded(self._tensor(name), routing)
+                tensors[f"{name}_p"] = self.tensors[f"{name}_p"]
         return lambda: run(tensors, SCALING, routing, *sizes)
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Any:
         if name not in self.tensors:
             lengths = sizes_of(self.data.problem.part) | {"m": len(self.data.routing.ids)}
             shape = [lengths[axis] for axis in axes_of(name)]
