@@ -11,7 +11,7 @@ import torch
 
 from autolora.capture.siblings import families_of
 from autolora.nn.adapted import AdaptedLayer
-from autolora.problem import LOADS, BaseProblem, Experts, Siblings
+from autolora.problem import BaseProblem, Siblings, at_loads
 
 
 @dataclass(slots=True)
@@ -96,10 +96,3 @@ def note_problem(
         return None
     found.layers += [(layer.name, each) for each in at_loads(problem)]
     return problem
-
-
-def at_loads(problem: BaseProblem) -> list[BaseProblem]:
-    """The problem; of experts one for each load, which depends on the data and changes."""
-    if not isinstance(problem, Experts):
-        return [problem]
-    return [replace(problem, load=load) for load in LOADS]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolora.capture.found import at_loads
 from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
@@ -31,7 +30,7 @@ from autolora.nn.linear import LoRALinear
 from autolora.nn.siblings.inputs import SharedInputs
 from autolora.nn.statement import problem_of_call
 from autolora.objective import Objective
-from autolora.problem import BaseProblem
+from autolora.problem import BaseProblem, at_loads
 
 
 @dataclass(eq=False, slots=True)

@@ -6,7 +6,7 @@ are several with one X, and ``experts`` are the stacked weights of a mixture.
 """
 
 from autolora.problem.base import COMPILED, DEVICES, DTYPES, EAGER, MODES, BaseProblem
-from autolora.problem.experts import IMPLEMENTATIONS, LOADS, Experts
+from autolora.problem.experts import IMPLEMENTATIONS, LOADS, Experts, at_loads
 from autolora.problem.layer import (
     GRADIENTS,
     LAYOUTS,
@@ -34,4 +34,5 @@ __all__ = [
     "Experts",
     "Problem",
     "Siblings",
+    "at_loads",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 from autolora.problem.base import (
@@ -148,3 +149,11 @@ class Experts(BaseProblem):
     def tune_options(self) -> str:
         """Rank and dtype."""
         return f"--rank {self.rank} --dtype {self.dtype}"
+
+
+@lru_cache(maxsize=1024)
+def at_loads(problem: BaseProblem) -> tuple[BaseProblem, ...]:
+    """The problem; of experts one for each load, which depends on the data and changes."""
+    if not isinstance(problem, Experts):
+        return (problem,)
+    return tuple(replace(problem, load=load) for load in LOADS)

@@ -5,8 +5,8 @@ Measured on random data against float64, at two adapter sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autolora.cache.records.candidate import Verdict
+from autolora.graphs.base import BaseGraph
 from autolora.graphs.dropout import dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize
@@ -102,17 +103,35 @@ def _figures(graph: Graph, problem: Problem, device: torch.device) -> Both:
 
 
 def _measured(graph: Graph, problem: Problem, device: torch.device, magnitude: float) -> Figures:
-    data, exact, effect = _oracle(problem, device, magnitude)
+    return figures_on(*_oracle(problem, device, magnitude), graph, lambda: _same_mask(device))
+
+
+def figures_on(
+    data: Any,
+    exact: Mapping[str, Tensor],
+    effect: Tensor,
+    graph: BaseGraph,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Figures:
+    """The figures of a graph on some data.
+
+    Args:
+        data: of a problem, with ``forward(graph)``, ``leaves``, B and G.
+        exact: its results in float64.
+        effect: of the adapter on Y, in float64.
+        graph: that is judged.
+        around: the context of a forward pass.
+    """
     data.clear()
-    with _same_mask(device):
+    with around():
         Y = data.forward(graph)()
     results = {"Y": Y.detach()}
     if Y.requires_grad:
-        Y.backward(data.G)  # type: ignore[no-untyped-call]
+        Y.backward(data.G)
         results |= gradients_of(data.leaves)
     errors = {name: relative_error(value, exact[name]) for name, value in results.items()}
     without = torch.zeros_like(data.B).requires_grad_(data.B.requires_grad)
-    with _same_mask(device):
+    with around():
         Y0 = replace(data, B=without).forward(graph)().detach()
     return Figures(errors, *gain_of(results["Y"], Y0, effect))
 

@@ -120,25 +120,28 @@ class Data:
 
     def step(self, graph: Graph) -> Callable[[], object]:
         """Forward and backward along a graph; forward only if no gradient is needed."""
-        return self._backward(self.forward(graph))
+        return trained(self.forward(graph), self.G)
 
     def floor(self) -> Callable[[], object]:
         """Forward and backward of the layer without an adapter."""
         layer = _floor(self.problem)
-        return self._backward(lambda: layer(self.X, self.W, self.b))
+        return trained(lambda: layer(self.X, self.W, self.b), self.G)
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""
         for tensor in self.leaves.values():
             tensor.grad = None
 
-    def _backward(self, forward: Callable[[], Tensor]) -> Callable[[], object]:
-        def step() -> None:
-            Y = forward()
-            if Y.requires_grad:
-                Y.backward(self.G)  # type: ignore[no-untyped-call]
 
-        return step
+def trained(forward: Callable[[], Tensor], G: Tensor) -> Callable[[], object]:
+    """Forward and, where Y needs a gradient, backward from G."""
+
+    def step() -> None:
+        Y = forward()
+        if Y.requires_grad:
+            Y.backward(G)  # type: ignore[no-untyped-call]
+
+    return step
 
 
 def layer_along(graph: Graph, problem: Problem) -> Callable[[Tensor, LayerTensors], Tensor]:

@@ -39,7 +39,7 @@ GROUPED, BMM = "grouped", "bmm"
 EXECUTORS = (*LOOPS, GROUPED, BMM)
 
 _WIDE = ("Y", "dX", "P")  # the products that oneDNN is worth a copy for
-_MARK = "/x="
+MARK = "/x="
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class ExpertsGraph(BaseGraph):
         for product, executor in self.executors:
             names.setdefault(executor, []).append(product)
         if len(names) == 1:
-            return self.graph.name + _MARK + next(iter(names))
+            return self.graph.name + MARK + next(iter(names))
         parts = [f"{each}:{','.join(names[each])}" for each in EXECUTORS if each in names]
-        return self.graph.name + _MARK + ";".join(parts)
+        return self.graph.name + MARK + ";".join(parts)
 
     @property
     def is_reference(self) -> bool:

@@ -14,6 +14,7 @@ from autolora.graphs.experts.graph import (
     EXECUTORS,
     GROUPED,
     LOOP,
+    MARK,
     ExpertsGraph,
     bytes_of,
     executors_for,
@@ -92,7 +93,7 @@ def find_graph(name: str, problem: Experts) -> ExpertsGraph | None:
 
 @lru_cache(maxsize=4096)
 def _found(name: str, problem: Experts) -> ExpertsGraph | None:
-    structure, _, text = name.partition("/x=")
+    structure, _, text = name.partition(MARK)
     graph = _structures(at_size_one(problem.part)).get(structure)
     if graph is None:
         return None

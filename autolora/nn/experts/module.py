@@ -16,8 +16,6 @@ import torch
 from autolora.nn.layer_tensors import PLAIN, changed
 from autolora.problem import DTYPES, IMPLEMENTATIONS
 
-PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
-
 _INTERFACE = "transformers.integrations.moe"
 _FLAGS = ("has_gate", "has_bias", "is_transposed")
 FLOATS = frozenset(getattr(torch, name) for name in DTYPES)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from autolora.nn.experts.module import (
     why_not,
 )
 from autolora.nn.layer_state import Choice, LayerState
-from autolora.problem import LOADS, Experts
+from autolora.problem import LOADS, Experts, at_loads
 
 _COMPILED = "compiled: there are no graphs for compiled experts"
 
@@ -161,13 +160,8 @@ def _is_reference_at_any_load(
     return all(
         decide(each, device, adapted[name].state.policy).graph.is_reference
         for name, problem in problems.items()
-        for each in _at_loads(problem)
+        for each in at_loads(problem)
     )
-
-
-@lru_cache(maxsize=1024)
-def _at_loads(problem: Experts) -> tuple[Experts, ...]:
-    return tuple(replace(problem, load=load) for load in LOADS)
 
 
 def _unsorted(rows: Tensor, order: Tensor) -> Tensor:

@@ -16,11 +16,9 @@ from autolora.problem import Experts
 from autolora.timing.accuracy import (
     MAGNITUDES,
     Both,
-    Figures,
-    gain_of,
+    figures_on,
     gradients_of,
     judged,
-    relative_error,
 )
 from autolora.timing.data import SCALING
 from autolora.timing.experts.data import Data
@@ -40,24 +38,10 @@ def verdict(graph: ExpertsGraph, problem: Experts, device: torch.device) -> Verd
 
 @lru_cache(maxsize=1024)
 def _figures(graph: ExpertsGraph, problem: Experts, device: torch.device) -> Both:
-    first, second = (_measured(graph, problem, device, magnitude) for magnitude in MAGNITUDES)
+    first, second = (
+        figures_on(*_oracle(problem, device, magnitude), graph) for magnitude in MAGNITUDES
+    )
     return first, second
-
-
-def _measured(
-    graph: ExpertsGraph, problem: Experts, device: torch.device, magnitude: float
-) -> Figures:
-    data, exact, effect = _oracle(problem, device, magnitude)
-    data.clear()
-    Y = data.forward(graph)()
-    results = {"Y": Y.detach()}
-    if Y.requires_grad:
-        Y.backward(data.G)  # type: ignore[no-untyped-call]
-        results |= gradients_of(data.leaves)
-    errors = {name: relative_error(value, exact[name]) for name, value in results.items()}
-    without = torch.zeros_like(data.B).requires_grad_(data.B.requires_grad)
-    Y0 = replace(data, B=without).forward(graph)().detach()
-    return Figures(errors, *gain_of(results["Y"], Y0, effect))
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ from autolora.graphs.experts.reference import merged, projected, reference
 from autolora.graphs.experts.routing import Routing, drawn_routing
 from autolora.graphs.experts.source import experts_executable
 from autolora.problem import Experts
-from autolora.timing.data import SCALING, normal_numbers
+from autolora.timing.data import SCALING, normal_numbers, trained
 
 
 @dataclass(slots=True)
@@ -90,50 +90,31 @@ class Data:
         tensors = (self.X, self.W, self.b, self.A, self.B, SCALING, self.routing)
         if graph.is_reference:
             how, conv1d = self.problem.implementation, self.problem.layout == "conv1d"
-            return lambda: _reference(*tensors, how, conv1d=conv1d)
+
+            def as_peft_runs_it() -> Tensor:
+                # torch computes a parametrisation once more, to check it
+                merged(self.W, self.A, self.B, SCALING, self.problem.experts, conv1d=conv1d)
+                return reference(*tensors, how, conv1d=conv1d)
+
+            return as_peft_runs_it
         made = experts_executable(graph, self.problem)
         return lambda: run_experts(made, *tensors)
 
     def step(self, graph: ExpertsGraph) -> Callable[[], object]:
         """Forward and backward along a graph; forward only if no gradient is needed."""
-        return self._backward(self.forward(graph))
+        return trained(self.forward(graph), self.G)
 
     def floor(self) -> Callable[[], object]:
         """Forward and backward of the experts without adapters."""
         how, conv1d = self.problem.implementation, self.problem.layout == "conv1d"
-        return self._backward(
-            lambda: projected(self.X, self.W, self.b, self.routing, how, conv1d=conv1d)
+        return trained(
+            lambda: projected(self.X, self.W, self.b, self.routing, how, conv1d=conv1d), self.G
         )
 
     def clear(self) -> None:
         """Drops the gradients of the last step."""
         for leaf in self.leaves.values():
             leaf.grad = None
-
-    def _backward(self, forward: Callable[[], Tensor]) -> Callable[[], object]:
-        def step() -> None:
-            Y = forward()
-            if Y.requires_grad:
-                Y.backward(self.G)  # type: ignore[no-untyped-call]
-
-        return step
-
-
-def _reference(
-    X: Tensor,
-    W: Tensor,
-    b: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    s: float,
-    routing: Routing,
-    how: str,
-    *,
-    conv1d: bool,
-) -> Tensor:
-    """PEFT's path as it runs: torch computes a parametrisation once more, to check it."""
-    merged(W, A, B, s, routing.experts, conv1d=conv1d)
-    return reference(X, W, b, A, B, s, routing, how, conv1d=conv1d)
 
 
 def _require_memory(problem: Experts) -> None:
