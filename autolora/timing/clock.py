@@ -7,19 +7,25 @@ It is an argument everywhere, so that tests need no real clock.
 from __future__ import annotations
 
 import gc
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from math import inf
 from statistics import median
+from typing import TypeVar
 
 import torch
 
 Run = Callable[[], object]
 Measure = Callable[[Run], float]
+K = TypeVar("K", bound=Hashable)
 
 _LEAST_L2 = 1 << 22  # bytes, for a GPU that does not say how large its cache is
 _HOLD = 1 << 20  # cycles that a GPU is held back: in half a millisecond most layers are queued
 _LONGEST_HOLD = 1 << 23
+_CLOSE = 1.15  # times the shortest: what took longer is not timed again
+_ALWAYS = 2  # times that each run is timed
 _AGREE = 0.02  # two windows closer than this are warm
 _OUT_OF_MEMORY = (  # what plain RuntimeErrors say
     "DefaultCPUAllocator: can't allocate memory",
@@ -86,6 +92,42 @@ def cuda_measure(device: torch.device) -> Measure:
 def measure_for(device: torch.device) -> Measure:
     """The measure of a device."""
     return cuda_measure(device) if device.type == "cuda" else cpu_measure
+
+
+def least_times(
+    runs: Mapping[K, Run],
+    measure: Measure,
+    rng: random.Random,
+    *,
+    passes: int,
+    between: Callable[[], None] = lambda: None,
+    least: float = inf,
+) -> dict[K, float]:
+    """The least nanoseconds of each run, infinite where the memory is too small for it.
+
+    All are timed twice, in random order, since a first call may be slow; after that only those that
+    took at most 1.15 times as long as the fastest.
+
+    Args:
+        runs: what is timed, by any key.
+        measure: times one call.
+        rng: shuffles the order.
+        passes: over all of them.
+        between: called before each timing, outside of it.
+        least: the shortest time of others that are compared with these.
+    """
+    times = dict.fromkeys(runs, inf)
+    for number in range(passes):
+        close = _CLOSE * min(least, *times.values()) if times else 0.0
+        for key in rng.sample(list(runs), len(runs)):
+            if number < _ALWAYS or times[key] <= close:
+                between()
+                try:
+                    times[key] = min(measure(runs[key]), times[key])
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+    return times
 
 
 def warm_up(

@@ -34,12 +34,11 @@ from autolora.timing.accuracy import (
     judged_at,
     relative_error,
 )
-from autolora.timing.clock import Measure, is_out_of_memory
+from autolora.timing.clock import Measure, least_times
 from autolora.timing.compiling import compiled
 from autolora.timing.data import SCALING
 from autolora.timing.screen import Prediction
 
-_CLOSE = 1.15  # times the shortest step so far: what takes longer is timed once
 _PASSES = 4
 _KEPT = 64  # layers, which verdict and race share: compiling them takes seconds
 
@@ -163,19 +162,7 @@ def predict(
     graphs = [apart(layers), *compositions(problem, layers)]
     eager = replace(given, problem=problem.in_mode(EAGER))
     runs = {graph: eager.step(graph) for graph in graphs}
-    times: dict[SiblingGraph, float] = {}
-    for number in range(_PASSES):
-        least = min(times.values(), default=0.0)
-        for graph in rng.sample(graphs, len(graphs)):
-            if number < 2 or times[graph] <= _CLOSE * least:
-                given.clear()
-                try:
-                    taken = measure(runs[graph])
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    taken = inf
-                times[graph] = taken if number == 0 else min(taken, times[graph])
+    times = least_times(runs, measure, rng, passes=_PASSES, between=given.clear)
     given.clear()
     fitting = [graph for graph in graphs if times[graph] < inf]
     return [Prediction(graph, times[graph]) for graph in sorted(fitting, key=times.__getitem__)]

@@ -1,5 +1,7 @@
 """Clocks on a GPU that is made up, and on a real one where there is one."""
 
+import random
+
 import pytest
 import torch
 from made_up_gpu import GPU, Gpu
@@ -10,6 +12,7 @@ from autolora.timing.clock import (
     cpu_measure,
     cuda_measure,
     is_out_of_memory,
+    least_times,
     measure_for,
     peak_memory,
     released,
@@ -271,3 +274,28 @@ def test_a_gpu_recovers_from_running_out_of_memory():
     del caught
     released(device)
     assert measure(lambda: torch.ones(4, device=device)) > 0
+
+
+# --- least times -------------------------------------------------------------------------------
+
+
+def test_slow_runs_are_timed_twice_and_close_ones_in_every_pass():
+    counts = dict.fromkeys(("fast", "close", "slow"), 0)
+    times = {"fast": 100.0, "close": 110.0, "slow": 130.0}
+
+    def run(name):
+        counts[name] += 1
+        return name
+
+    runs = {name: lambda name=name: run(name) for name in times}
+    found = least_times(runs, lambda run: times[run()], random.Random(0), passes=4)
+    assert found == times
+    assert counts == {"fast": 4, "close": 4, "slow": 2}
+
+
+def test_an_error_other_than_a_full_memory_is_raised():
+    def broken():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        least_times({"a": broken}, lambda run: run(), random.Random(0), passes=2)

@@ -1,9 +1,12 @@
-"""The screen of graphs of experts: each product is timed in isolation with each executor."""
+"""The screen of graphs of experts: each product is timed in isolation with each executor.
+
+The fastest by that are timed whole, see :mod:`autolora.timing.experts.whole`.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -29,12 +32,14 @@ from autolora.problem import Experts
 from autolora.timing.clock import Measure
 from autolora.timing.data import SCALING, normal_numbers
 from autolora.timing.experts.data import Data
+from autolora.timing.experts.whole import timed_whole
 from autolora.timing.screen import Prediction
 
 _MOST_FLOPS = 1.4  # times the fewest of any graph
 _PASSES = 3
 _SLOW_NS = 2e7  # a step slower than this is timed at most twice
 _HOPELESS = 1.5  # and once if it takes this many times as long as another executor
+_EXCHANGED = 1.5  # times as long as the executor of a graph: what was slower does not replace it
 
 Key = tuple[tuple[str, ...], ...]
 
@@ -51,8 +56,7 @@ def predict(
 
     Each product is timed in isolation with each executor that it may have. A graph is predicted
     with the fastest of each product, and with one for its base products and one for its thin ones.
-    Graphs with one executor for all race beside these: products share loops and padded rows there,
-    which those timed in isolation do not.
+    Graphs with one executor for all race beside these.
     """
     worth = _promising(problem, objectives)
     timed = _Steps(data, measure, rng)
@@ -79,7 +83,19 @@ def predict(
         for each in mixed:
             alike = len({executor for _, executor in each.executors}) == 1
             found.setdefault(each.name, predicted(each, everywhere=alike))
-    return sorted(found.values(), key=lambda prediction: prediction.nanoseconds)
+
+    def around(graph: ExpertsGraph) -> Iterator[Prediction]:
+        steps = products(graph.graph, problem)
+        for name, executor in graph.executors:
+            taken = times[_key(steps[name])]
+            for other in taken:
+                if other != executor and taken[other] <= _EXCHANGED * taken[executor]:
+                    yield predicted(
+                        ExpertsGraph.of(graph.graph, {**dict(graph.executors), name: other})
+                    )
+
+    fastest_first = sorted(found.values(), key=lambda prediction: prediction.nanoseconds)
+    return timed_whole(fastest_first, around, data, measure, rng)
 
 
 def _promising(problem: Experts, objectives: Sequence[Objective]) -> list[Graph]:
