@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from autolora.nn.adding import ALL_LINEAR, Targets, matches_path
+from autolora.nn.adapter.targets import ALL_LINEAR, Targets, matches_path
 from autolora.nn.experts.module import is_experts, stacks_of
 
 # what PEFT renames to the stacked weights: names of the layers that experts used to be made of

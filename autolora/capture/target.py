@@ -18,7 +18,8 @@ from autolora.capture.hf_config import CONFIG, load_config
 from autolora.capture.model_file import load_model_file
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
-from autolora.nn.adding import adapt, find_targets
+from autolora.nn.adapter.targets import find_targets
+from autolora.nn.adding import adapt
 from autolora.nn.layer_state import choose_anew
 from autolora.problem import QUANTISED, BaseProblem, Problem
 

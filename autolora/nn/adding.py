@@ -1,43 +1,17 @@
-"""``autolora.add_lora``: finds the layers and experts that are to get adapters, and wraps them."""
+"""``autolora.add_lora``: gives the layers and experts of a model their adapters."""
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from autolora.errors import AutoloraError
+from autolora.nn.adapter.targets import ALL_LINEAR, Targets, by_pattern, find_targets
 from autolora.nn.defaults import objective_of
-from autolora.nn.experts.module import is_experts, stacks_of
 from autolora.nn.experts.native import LoRAExperts
-from autolora.nn.layer_tensors import base_layout
 from autolora.nn.linear import LoRALinear, check_adapter
-
-ALL_LINEAR = "all-linear"
-
-_HEADS = ("score", "classifier")  # of classification models of transformers
-
-logger = logging.getLogger("autolora")
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What is to get adapters.
-
-    Args:
-        linear: paths and linear layers.
-        experts: paths and modules of experts, each with the names of its stacked weights.
-        left: the same of experts that are left out, since their adapters lack what is asked for.
-    """
-
-    linear: list[tuple[str, nn.Module]]
-    experts: list[tuple[str, nn.Module, list[str]]]
-    left: list[tuple[str, nn.Module, list[str]]] = field(default_factory=list)
 
 
 def add_lora(
@@ -46,8 +20,11 @@ def add_lora(
     rank: int,
     alpha: float | None = None,
     target_modules: str | Collection[str] = ALL_LINEAR,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     dropout: float = 0.0,
     use_rslora: bool = False,
+    lora_bias: bool = False,
     adapter_dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
     objective: str | None = None,
@@ -64,16 +41,20 @@ def add_lora(
     Args:
         model: any module.
         rank: of every adapter; each expert has its own.
-        alpha: s = alpha / rank; defaults to ``rank``, so that s = 1.
+        alpha: s = alpha / rank; defaults to the layer's rank, so that s = 1.
         target_modules: ``"all-linear"`` for every linear layer (of torch, ``Conv1D`` of
             transformers, NF4 and int8 layers of bitsandbytes) except the head (the output
             embedding, or a ``score`` or ``classifier`` of the model itself), and for every stacked
             weight of experts; a collection of names, which match the end of a path as in PEFT; or a
             regular expression for the whole path. The path of a stacked weight is its module's and
             its name, as in ``model.layers.0.mlp.experts.gate_up_proj``.
-        dropout: see :class:`LoRALinear`. Adapters on experts have none, as in PEFT: with a dropout,
-            ``"all-linear"`` leaves experts out and logs a warning.
+        rank_pattern: other ranks, as in PEFT: by regular expressions for the ends of paths, such as
+            ``{"v_proj": 4}`` or, for a whole path, ``{"^model.layers.0.mlp.up_proj": 32}``.
+        alpha_pattern: likewise other alphas.
+        dropout: see :class:`LoRALinear`. Adapters on experts have none, as in PEFT, and no bias:
+            with a dropout or ``lora_bias``, ``"all-linear"`` leaves experts out, with a warning.
         use_rslora: see :class:`LoRALinear`.
+        lora_bias: see :class:`LoRALinear`.
         adapter_dtype: see :class:`LoRALinear`.
         compute_dtype: see :class:`LoRALinear`; experts compute in the dtype of their weights.
         objective: see :class:`LoRALinear`.
@@ -84,16 +65,20 @@ def add_lora(
         The same model.
 
     Raises:
-        AutoloraError: nothing matched, experts are named together with a dropout, or an argument is
-            out of range.
+        AutoloraError: nothing matched, experts are named together with a dropout or ``lora_bias``,
+            or an argument is out of range.
     """
+    lack = "dropout" if dropout else "bias" if lora_bias else ""
     return adapt(
         model,
-        find_targets(model, target_modules, "dropout" if dropout else ""),
+        find_targets(model, target_modules, lack),
         rank=rank,
         alpha=alpha,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
         dropout=dropout,
         use_rslora=use_rslora,
+        lora_bias=lora_bias,
         adapter_dtype=adapter_dtype,
         compute_dtype=compute_dtype,
         objective=objective,
@@ -108,154 +93,83 @@ def adapt(
     *,
     rank: int,
     alpha: float | None = None,
-    dropout: float = 0.0,
-    siblings: bool = True,
-    objective: str | None = None,
-    max_saved_bytes: int | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Freezes a model and gives targets adapters, in place.
 
     Args:
         model: that the targets were found in.
-        targets: without experts if there is a dropout.
+        targets: without experts if there is a dropout or a bias.
         rank: as the other arguments, see :func:`add_lora`.
         alpha: likewise.
+        rank_pattern: likewise.
+        alpha_pattern: likewise.
+        options: of :func:`give_adapters`.
+
+    Raises:
+        AutoloraError: an argument is out of range; the model is as it was.
+    """
+    check_adapter(rank, rank if alpha is None else alpha)
+    sizes = {}
+    for path in targets.paths:
+        own = by_pattern(rank_pattern or {}, path, rank)
+        sizes[path] = own, by_pattern(alpha_pattern or {}, path, own if alpha is None else alpha)
+    return give_adapters(model, targets, sizes, **options)
+
+
+def give_adapters(
+    model: nn.Module,
+    targets: Targets,
+    sizes: Mapping[str, tuple[int, float]],
+    *,
+    dropout: float = 0.0,
+    lora_bias: bool = False,
+    siblings: bool = True,
+    objective: str | None = None,
+    max_saved_bytes: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Freezes a model and gives targets adapters of these sizes, in place.
+
+    Args:
+        model: that the targets were found in.
+        targets: without experts if there is a dropout or a bias.
+        sizes: rank and alpha by the path of a linear layer or stacked weight.
         dropout: of linear layers.
+        lora_bias: of linear layers.
         siblings: of linear layers.
-        objective: likewise.
+        objective: as in :func:`add_lora`.
         max_saved_bytes: likewise.
         options: further arguments of both :class:`LoRALinear` and :class:`LoRAExperts`.
 
     Raises:
         AutoloraError: an argument is out of range; the model is as it was.
     """
-    alpha = rank if alpha is None else alpha
-    check_adapter(rank, alpha, dropout)
+    for rank, alpha in sizes.values():
+        check_adapter(rank, alpha, dropout)
     objective_of(objective, max_saved_bytes)
-    options |= {"alpha": alpha, "objective": objective, "max_saved_bytes": max_saved_bytes}
+    options |= {"objective": objective, "max_saved_bytes": max_saved_bytes}
+    linear = {"dropout": dropout, "lora_bias": lora_bias, "siblings": siblings, **options}
     model.requires_grad_(False)
     replaced: dict[nn.Module, nn.Module] = {}  # shared layers stay shared
     for path, layer in targets.linear:
         if layer not in replaced:
-            replaced[layer] = LoRALinear.from_linear(
-                layer, rank, dropout=dropout, siblings=siblings, **options
-            )
+            rank, alpha = sizes[path]
+            replaced[layer] = LoRALinear.from_linear(layer, rank, alpha=alpha, **linear)
         _replace(model, path, replaced[layer])
     for path, experts, names in targets.experts:
         if experts not in replaced:
             wrapper = experts
             for name in names:
-                wrapper = LoRAExperts(wrapper, name, rank, **options)
+                rank, alpha = sizes[f"{path}.{name}"]
+                wrapper = LoRAExperts(wrapper, name, rank, alpha=alpha, **options)
             replaced[experts] = wrapper
         _replace(model, path, replaced[experts])
     return model
 
 
-def find_targets(
-    model: nn.Module, target_modules: str | Collection[str], lack: str = ""
-) -> Targets:
-    """The linear layers and stacked weights of experts that are to get adapters.
-
-    Args:
-        model: before it is given adapters.
-        target_modules: as in :func:`add_lora`.
-        lack: what the adapters are to have that those on experts cannot, such as ``"dropout"``.
-
-    Raises:
-        AutoloraError: nothing matched, or experts are named although their adapters lack something.
-    """
-    linear, experts = [], []
-    adapted = {each.base_layer for each in model.modules() if isinstance(each, LoRAExperts)}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if base_layout(module) and _is_targeted(path, module, target_modules, model):
-            linear.append((path, module))
-        elif is_experts(module) and module not in adapted:
-            names = [
-                name
-                for name in stacks_of(module)
-                if target_modules == ALL_LINEAR or matches_path(f"{path}.{name}", target_modules)
-            ]
-            experts += [(path, module, names)] if names else []
-    targets = Targets(linear, experts)
-    if lack and experts:
-        targets = _without_experts(targets, target_modules, lack)
-    if not targets.linear and not targets.experts:
-        raise AutoloraError(
-            f"target_modules {target_modules!r} match no linear layer of this "
-            f"{type(model).__name__} and no stacked weight of experts without adapters; it has "
-            f"{_some(model)}"
-        )
-    if "" in (path for path, *_ in (*targets.linear, *targets.experts)):
-        instead = (
-            "a torch.nn.Linear; use autolora.LoRALinear.from_linear(model, ...)"
-            if targets.linear
-            else "a module of experts; use autolora.LoRAExperts(model, 'gate_up_proj', ...)"
-        )
-        raise AutoloraError(f"the model is itself {instead}")
-    return targets
-
-
-def matches_path(path: str, target_modules: str | Collection[str]) -> bool:
-    """Whether a regular expression or one of several names matches a path, as in PEFT.
-
-    Raises:
-        AutoloraError: the regular expression is invalid.
-    """
-    if isinstance(target_modules, str):
-        try:
-            return re.fullmatch(target_modules, path) is not None
-        except re.error as error:
-            raise AutoloraError(
-                f"target_modules {target_modules!r} is no regular expression: {error}"
-            ) from None
-    return any(path == target or path.endswith(f".{target}") for target in target_modules)
-
-
-def _is_targeted(
-    path: str, layer: nn.Module, target_modules: str | Collection[str], model: nn.Module
-) -> bool:
-    if target_modules == ALL_LINEAR:
-        get = getattr(model, "get_output_embeddings", None)
-        head = get() if callable(get) else None
-        return layer is not head if head is not None else path not in _HEADS
-    return matches_path(path, target_modules)
-
-
-def _without_experts(targets: Targets, target_modules: str | Collection[str], lack: str) -> Targets:
-    """The targets without experts, if these are not named."""
-    path, _, names = targets.experts[0]
-    where = f"{path}.{names[0]}"
-    if target_modules != ALL_LINEAR:
-        raise AutoloraError(
-            f"target_modules {target_modules!r} include {where}, a stacked weight of experts, and "
-            f"adapters on these have no {lack}, as in PEFT: leave out the {lack}, or name linear "
-            "layers alone"
-        )
-    number = sum(len(names) for _, _, names in targets.experts)
-    logger.warning(
-        "autolora: %s get no adapters, since adapters on these have no %s, as in PEFT; leave out "
-        "the %s to adapt them as well",
-        f"{number} stacked weights of experts ({where}, …)"
-        if number > 1
-        else f"the stacked weight of experts {where}",
-        lack,
-        lack,
-    )
-    return Targets(targets.linear, [], targets.experts)
-
-
 def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
-
-
-def _some(model: nn.Module) -> str:
-    names = []
-    for path, module in model.named_modules():
-        if base_layout(module):
-            names.append(path.rpartition(".")[2])
-        elif is_experts(module):
-            names += stacks_of(module)
-    last = list(dict.fromkeys(names))
-    return (", ".join(last[:8]) + (", …" if len(last) > 8 else "")) or "none"

@@ -20,12 +20,13 @@ from autolora.problem import DEVICES
 
 
 class LoRALinear(nn.Module):
-    """``Y = X Wᵀ + b + s·(dropout(X) Aᵀ) Bᵀ`` with frozen W and b, along the fastest graph.
+    """``Y = X Wᵀ + b + s·((dropout(X) Aᵀ) Bᵀ + c)``, W and b frozen, along the fastest graph.
 
     Parameters have PEFT's names and layouts: ``base_layer.weight`` (out_features, in_features),
-    ``base_layer.bias`` (out_features,), ``lora_A.weight`` (rank, in_features) and ``lora_B.weight``
-    (out_features, rank). X is ``(..., in_features)`` and Y ``(..., out_features)``. As in PEFT, A
-    is initialised as in :class:`torch.nn.Linear` and B to zero.
+    ``base_layer.bias`` (out_features,), ``lora_A.weight`` (rank, in_features), ``lora_B.weight``
+    (out_features, rank) and, with ``lora_bias``, ``lora_B.bias`` (out_features,). X is
+    ``(..., in_features)`` and Y ``(..., out_features)``. As in PEFT, A is initialised as in
+    :class:`torch.nn.Linear`, B and c to zero.
 
     Args:
         in_features: columns of X.
@@ -35,6 +36,7 @@ class LoRALinear(nn.Module):
         dropout: probability of dropping an element of X in the adapter branch during training.
         bias: whether the base layer has a bias.
         use_rslora: use the scaling of rank-stabilised LoRA (arXiv 2312.03732).
+        lora_bias: whether lora_B has a bias, c.
         device: of all parameters.
         dtype: of the base layer.
         adapter_dtype: of A and B; defaults to ``dtype``.
@@ -59,6 +61,7 @@ class LoRALinear(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         use_rslora: bool = False,
+        lora_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         adapter_dtype: torch.dtype | None = None,
@@ -70,7 +73,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         base = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
         state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes), siblings)
-        self._wrap(base, rank, alpha, dropout, use_rslora, adapter_dtype, state)
+        self._wrap(base, rank, alpha, dropout, use_rslora, lora_bias, adapter_dtype, state)
 
     @classmethod
     def from_linear(
@@ -81,6 +84,7 @@ class LoRALinear(nn.Module):
         alpha: float,
         dropout: float = 0.0,
         use_rslora: bool = False,
+        lora_bias: bool = False,
         adapter_dtype: torch.dtype | None = None,
         compute_dtype: torch.dtype | None = None,
         objective: str | None = None,
@@ -91,7 +95,7 @@ class LoRALinear(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         state = LayerState(compute_dtype, objective_of(objective, max_saved_bytes), siblings)
-        layer._wrap(linear, rank, alpha, dropout, use_rslora, adapter_dtype, state)
+        layer._wrap(linear, rank, alpha, dropout, use_rslora, lora_bias, adapter_dtype, state)
         return layer.train(linear.training)
 
     def _wrap(
@@ -101,6 +105,7 @@ class LoRALinear(nn.Module):
         alpha: float,
         dropout: float,
         use_rslora: bool,
+        lora_bias: bool,
         adapter_dtype: torch.dtype | None,
         state: LayerState,
     ) -> None:
@@ -109,18 +114,19 @@ class LoRALinear(nn.Module):
         warn_of_rank(rank, *sizes)
         self.rank = rank
         self.alpha = alpha
+        self.use_rslora = use_rslora
         self.scaling = scaling_of(rank, alpha, use_rslora)
         self.dropout = dropout
         self._autolora = state
         self.base_layer = base.requires_grad_(False)
         place: dict[str, Any] = {
-            "bias": False,
             "device": base.weight.device,
             "dtype": adapter_dtype or getattr(base, "compute_dtype", None) or base.weight.dtype,
         }
-        self.lora_A = nn.Linear(self.in_features, rank, **place)
-        self.lora_B = nn.Linear(rank, self.out_features, **place)
-        nn.init.zeros_(self.lora_B.weight)
+        self.lora_A = nn.Linear(self.in_features, rank, bias=False, **place)
+        self.lora_B = nn.Linear(rank, self.out_features, bias=lora_bias, **place)
+        for parameter in self.lora_B.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """X ``(..., in_features)`` → Y ``(..., out_features)``."""

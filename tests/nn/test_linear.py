@@ -53,6 +53,28 @@ def test_a_new_layer_computes_its_base():
     assert repr(layer).startswith("LoRALinear(\n  rank=3, alpha=6, dropout=0.0")
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_bias_in_lora_b(dropout):
+    layer = trained(LoRALinear(6, 5, 3, alpha=6, lora_bias=True, dropout=dropout))
+    assert not layer.lora_B.bias.any()
+    nn.init.normal_(layer.lora_B.bias)
+    x = torch.randn(4, 6, requires_grad=True)
+    G = torch.randn(4, 5)
+    leaves = (x, layer.lora_A.weight, layer.lora_B.weight, layer.lora_B.bias)
+    torch.manual_seed(1)
+    mine = torch.autograd.grad(layer(x), leaves, G)
+    torch.manual_seed(1)
+    h = F.linear(F.dropout(x, dropout), layer.lora_A.weight)
+    Y = layer.base_layer(x) + layer.scaling * F.linear(h, layer.lora_B.weight, layer.lora_B.bias)
+    theirs = torch.autograd.grad(Y, leaves, G)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    (choice,) = layer._autolora.choices.values()
+    assert choice.problem.adapter_bias
+    assert choice.executable is not None
+    torch.testing.assert_close(layer.eval()._plain_forward(x), layer(x))
+
+
 def test_from_linear_shares_the_layer():
     linear = nn.Linear(6, 5).eval()
     layer = LoRALinear.from_linear(linear, 2, alpha=4, use_rslora=True)
@@ -152,6 +174,29 @@ def test_add_lora_adapts_what_is_asked_for(targets, adapted):
     assert trainable == {f"{name}.lora_{part}.weight" for name in adapted for part in "AB"}
 
 
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"rank_pattern": {"up": 2}}, {"up": (2, 2), "down": (4, 4)}),
+        ({"rank_pattern": {"^up": 2, "block.down": 3}}, {"up": (4, 4), "down": (3, 3)}),
+        ({"alpha": 8, "rank_pattern": {"u.": 2}}, {"up": (2, 8), "down": (4, 8)}),
+        ({"alpha": 8, "alpha_pattern": {"down": 1.5}}, {"up": (4, 8), "down": (4, 1.5)}),
+    ],
+)
+def test_other_ranks_and_alphas_by_patterns(options, sizes):
+    model = autolora.add_lora(Net(), rank=4, **options)
+    found = {name: model.block[name] for name in ("up", "down")}
+    assert {name: (each.rank, each.alpha) for name, each in found.items()} == sizes
+    for layer in found.values():
+        assert layer.lora_A.weight.shape[0] == layer.rank
+        assert layer.scaling == layer.alpha / layer.rank
+    peft = pytest.importorskip("peft")
+    config = {"r": 4, "lora_alpha": options.pop("alpha", 4), "target_modules": ["up", "down"]}
+    theirs = peft.get_peft_model(Net(), peft.LoraConfig(**config, **options))
+    for name, layer in found.items():
+        assert theirs.base_model.model.block[name].r["default"] == layer.rank
+
+
 def test_a_layer_in_two_places_stays_one_layer():
     model = autolora.add_lora(Net(), rank=2)
     assert model.twin is model.block["up"]
@@ -195,6 +240,12 @@ def test_weights_saved_by_peft_load_by_their_names(tmp_path):
         ({"rank": 2, "dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
         ({"rank": 2, "target_modules": ["query"]}, r"match no linear layer.*it has up, down"),
         ({"rank": 2, "target_modules": "("}, "is no regular expression"),
+        ({"rank": 2, "rank_pattern": {"(": 3}}, r"the pattern '\(' is no regular expression"),
+        (
+            {"rank": 2, "rank_pattern": {"up": 0}},
+            "rank must be a whole number of at least 1, not 0",
+        ),
+        ({"rank": 2, "alpha_pattern": {"up": -1}}, "alpha must be a positive number, not -1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

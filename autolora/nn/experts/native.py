@@ -79,6 +79,7 @@ class LoRAExperts(nn.Module):
         self.num_experts: int = module.num_experts
         self.rank = rank
         self.alpha = alpha
+        self.use_rslora = use_rslora
         self.scaling = float(scaling_of(rank, alpha, use_rslora))
         wanted = objective_of(objective, max_saved_bytes)
         self._autolora = LayerState(compute_dtype, wanted, siblings=False)

@@ -367,15 +367,31 @@ def test_targets(targets, adapted):
         assert len(linear) == 8  # q, k, v and o of both layers
 
 
-def test_a_dropout_leaves_experts_out(warnings):
-    model = autolora.add_lora(bare(mixture("qwen3_moe")), rank=2, dropout=0.1)
+@pytest.mark.parametrize(
+    ("options", "lack"), [({"dropout": 0.1}, "dropout"), ({"lora_bias": True}, "bias")]
+)
+def test_a_dropout_or_bias_leaves_experts_out(options, lack, warnings):
+    model = autolora.add_lora(bare(mixture("qwen3_moe")), rank=2, **options)
     assert not wrappers(model)
     (warning,) = warnings()
     assert warning == (
         "autolora: 4 stacked weights of experts (model.layers.0.mlp.experts.gate_up_proj, …) get "
-        "no adapters, since adapters on these have no dropout, as in PEFT; leave out the dropout "
+        f"no adapters, since adapters on these have no {lack}, as in PEFT; leave out the {lack} "
         "to adapt them as well"
     )
+
+
+def test_experts_have_ranks_and_alphas_by_patterns():
+    model = autolora.add_lora(
+        bare(mixture("qwen3_moe")),
+        rank=2,
+        alpha=4,
+        rank_pattern={"experts.gate_up_proj": 3},
+        alpha_pattern={"^model.layers.0.mlp.experts.down_proj": 1},
+    )
+    found = [(each.parameter_name, each.rank, each.alpha) for each in wrappers(model)]
+    inner = ("gate_up_proj", 3, 4)
+    assert found == [("down_proj", 2, 1), inner, ("down_proj", 2, 4), inner]
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "experts.down_proj"], r".*_proj"])
