@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
         lora_bias: whether lora_B has a bias, c.
         device: of all parameters.
         dtype: of the base layer.
-        adapter_dtype: of A and B; defaults to ``dtype``.
+        adapter_dtype: of A and B; defaults to ``dtype``, or torch's default on a quantised base.
         compute_dtype: of the adapter branch; defaults to ``adapter_dtype``, or autocast's dtype.
         objective: what graphs are chosen for: ``"time"``, ``"memory"`` or ``"accuracy"``. Defaults
             to the environment variable ``AUTOLORA_OBJECTIVE``, then to time.
@@ -119,9 +119,10 @@ class LoRALinear(nn.Module):
         self.dropout = dropout
         self._autolora = state
         self.base_layer = base.requires_grad_(False)
+        dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
         place: dict[str, Any] = {
             "device": base.weight.device,
-            "dtype": adapter_dtype or getattr(base, "compute_dtype", None) or base.weight.dtype,
+            "dtype": adapter_dtype or (dtype if dtype.is_floating_point else None),
         }
         self.lora_A = nn.Linear(self.in_features, rank, bias=False, **place)
         self.lora_B = nn.Linear(rank, self.out_features, bias=lora_bias, **place)

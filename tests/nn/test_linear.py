@@ -291,3 +291,5 @@ def test_add_lora_takes_conv1d_and_quantised_layers():
     expected = nf4(x) + (x @ layer.lora_A.weight.T) @ layer.lora_B.weight.T
     torch.testing.assert_close(layer(x), expected)
     assert [c.problem.layout for c in layer._autolora.choices.values()] == ["nf4"]
+    int8 = LoRALinear.from_linear(quantised(torch.randn(24, 64), None, "int8"), 4, alpha=4)
+    assert int8.lora_A.weight.dtype == torch.float32
