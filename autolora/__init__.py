@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autolora.cache.files.store import TimingCache
     from autolora.capture.recording import record
     from autolora.errors import AutoloraError, MissError
+    from autolora.nn.adapter.merging import disable, merge, unmerge
     from autolora.nn.adding import add_lora
     from autolora.nn.experts.native import LoRAExperts
     from autolora.nn.explanation import explain
@@ -36,13 +37,16 @@ __all__ = [
     "__version__",
     "accelerate",
     "add_lora",
+    "disable",
     "explain",
     "freeze",
+    "merge",
     "record",
     "restore",
     "strict",
     "tune",
     "unfreeze",
+    "unmerge",
 ]
 
 # Loaded on first use, so that `import autolora` costs next to nothing.
@@ -55,13 +59,16 @@ _HOMES = {
     "TimingCache": "autolora.cache.files.store",
     "accelerate": "autolora.nn.peft",
     "add_lora": "autolora.nn.adding",
+    "disable": "autolora.nn.adapter.merging",
     "explain": "autolora.nn.explanation",
     "freeze": "autolora.nn.freezing.freeze",
+    "merge": "autolora.nn.adapter.merging",
     "record": "autolora.capture.recording",
     "restore": "autolora.nn.peft",
     "strict": "autolora.nn.strict",
     "tune": "autolora.tuning.entry",
     "unfreeze": "autolora.nn.freezing.freeze",
+    "unmerge": "autolora.nn.adapter.merging",
 }
 
 

@@ -25,7 +25,7 @@ from autolora.nn.adapted import (
 )
 from autolora.nn.experts.call import call_of, problems_of_call
 from autolora.nn.layer_state import LayerState
-from autolora.nn.layer_tensors import PLAIN, plain_tensors
+from autolora.nn.layer_tensors import PLAIN
 from autolora.nn.linear import LoRALinear
 from autolora.nn.siblings.inputs import SharedInputs
 from autolora.nn.statement import problem_of_call
@@ -173,11 +173,11 @@ def _layers(model: nn.Module, recording: Recording) -> Iterator[tuple[str, nn.Mo
 def _current_tensors(module: Any) -> tuple[LayerTensors, float] | str:
     """The tensors of a layer and its dropout now, or why it has none."""
     if isinstance(module, LoRALinear):
-        tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
-        return tensors if isinstance(tensors, str) else (tensors, module.dropout * module.training)
-    from autolora.nn.peft_internals import peft_tensors
+        found = module._tensors_now()
+    else:
+        from autolora.nn.peft_internals import peft_tensors
 
-    found = peft_tensors(module)
+        found = peft_tensors(module)
     return found if isinstance(found, str) else (found[0], found[2])
 
 

@@ -17,7 +17,6 @@ from autolora.nn.experts.native import LoRAExperts
 from autolora.nn.experts.native import adapted_weights as own_weights
 from autolora.nn.experts.statement import state_experts
 from autolora.nn.layer_state import LayerState
-from autolora.nn.layer_tensors import plain_tensors
 from autolora.nn.linear import LoRALinear
 from autolora.nn.statement import layer_facts, state_problem, trainable
 from autolora.problem import EAGER, LOADS, BaseProblem, Experts
@@ -218,10 +217,10 @@ def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
 
 def _adapted(name: str, module: Any) -> AdaptedLayer | str:
     if isinstance(module, LoRALinear):
-        tensors = plain_tensors(module.base_layer, module.lora_A, module.lora_B)
-        if isinstance(tensors, str):
-            return tensors
-        return AdaptedLayer(name, module, tensors, module.dropout, module._autolora)
+        own = module._tensors_now()
+        if isinstance(own, str):
+            return own
+        return AdaptedLayer(name, module, own[0], module.dropout, module._autolora)
     if reason := why_never(module):
         return reason
     if is_wrapped_experts(module):

@@ -110,13 +110,14 @@ class LoRALinear(nn.Module):
         state: LayerState,
     ) -> None:
         check_adapter(rank, alpha, dropout)
-        self.in_features, self.out_features = sizes = _sizes(base)
+        self.in_features, self.out_features = sizes = sizes_of(base)
         warn_of_rank(rank, *sizes)
         self.rank = rank
         self.alpha = alpha
         self.use_rslora = use_rslora
         self.scaling = scaling_of(rank, alpha, use_rslora)
         self.dropout = dropout
+        self.merged = self.disabled = False
         self._autolora = state
         self.base_layer = base.requires_grad_(False)
         dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
@@ -137,6 +138,8 @@ class LoRALinear(nn.Module):
 
     def _tensors_now(self) -> tuple[LayerTensors, float, float] | str:
         """Tensors, scaling and dropout, or why no graph applies."""
+        if reason := why_base_alone(self):
+            return reason
         modules = self._modules
         tensors = plain_tensors(modules["base_layer"], modules["lora_A"], modules["lora_B"])
         if isinstance(tensors, str):
@@ -146,6 +149,8 @@ class LoRALinear(nn.Module):
     def _plain_forward(self, x: Tensor) -> Tensor:
         """The defining equation in plain autograd, calling the submodules and their hooks."""
         Y = self.base_layer(x)
+        if why_base_alone(self):
+            return Y  # type: ignore[no-any-return]
         A, B = self.lora_A, self.lora_B
         compute = self._autolora.policy.compute_dtype
         if compute is None or x.device.type not in DEVICES:
@@ -170,11 +175,22 @@ class LoRALinear(nn.Module):
         return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}"
 
 
-def _sizes(base: Any) -> tuple[int, int]:
+def sizes_of(base: Any) -> tuple[int, int]:
     """in_features and out_features; a ``Conv1D`` of transformers has no such attributes."""
     if base_layout(base) == "conv1d":
         return base.weight.shape[0], base.weight.shape[1]
     return base.in_features, base.out_features
+
+
+def why_base_alone(layer: Any) -> str:
+    """Why a layer without PEFT leaves its adapter out now, ``""`` if it does not.
+
+    Args:
+        layer: a :class:`LoRALinear` or :class:`~autolora.LoRAExperts`.
+    """
+    if layer.disabled:
+        return "its adapters are disabled"
+    return "its adapter is merged" if layer.merged else ""
 
 
 def check_adapter(rank: int, alpha: float, dropout: float = 0.0) -> None:

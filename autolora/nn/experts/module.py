@@ -61,6 +61,12 @@ def stacks_of(module: Any) -> list[str]:
     ]
 
 
+def features_of(module: Any, name: str) -> tuple[int, int]:
+    """in_features and out_features of each matrix of a stacked weight."""
+    first, second = module._parameters[name].shape[1:]
+    return (first, second) if module.is_transposed else (second, first)
+
+
 def why_not(module: Any, adapted: Collection[str]) -> str:
     """Why a module of experts runs as PEFT runs it, ``""`` if it can run graphs.
 

@@ -14,11 +14,11 @@ from autolora.graphs.experts.reference import merged
 from autolora.nn.defaults import objective_of
 from autolora.nn.experts.call import AdaptedWeight
 from autolora.nn.experts.chain import Factors, adapted_by, wrapped, wrappers_from
-from autolora.nn.experts.module import is_experts, stacks_of
+from autolora.nn.experts.module import features_of, is_experts, stacks_of
 from autolora.nn.experts.running import leave_compiled, run_wrapped
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import changed
-from autolora.nn.linear import check_adapter, scaling_of, warn_of_rank
+from autolora.nn.linear import check_adapter, scaling_of, warn_of_rank, why_base_alone
 
 
 class LoRAExperts(nn.Module):
@@ -71,9 +71,7 @@ class LoRAExperts(nn.Module):
         check_adapter(rank, alpha)
         module = wrapped(base_layer, LoRAExperts)
         W = _stack(module, parameter_name, base_layer)
-        first, second = W.shape[1:]
-        sizes = (first, second) if module.is_transposed else (second, first)
-        self.in_features, self.out_features = sizes
+        self.in_features, self.out_features = sizes = features_of(module, parameter_name)
         warn_of_rank(rank, *sizes, "an expert")
         self.parameter_name = parameter_name
         self.num_experts: int = module.num_experts
@@ -81,6 +79,7 @@ class LoRAExperts(nn.Module):
         self.alpha = alpha
         self.use_rslora = use_rslora
         self.scaling = float(scaling_of(rank, alpha, use_rslora))
+        self.merged = self.disabled = False
         wanted = objective_of(objective, max_saved_bytes)
         self._autolora = LayerState(compute_dtype, wanted, siblings=False)
         module.requires_grad_(False)
@@ -108,7 +107,8 @@ class LoRAExperts(nn.Module):
         """The defining equation in plain autograd: the module itself, with merged weights."""
         module, inside, weights = wrapped(self, LoRAExperts), cast(Any, self), {}
         while isinstance(inside, LoRAExperts) and (inside is self or not changed(inside)):
-            weights[inside.parameter_name] = inside._merged(module)
+            if not why_base_alone(inside):
+                weights[inside.parameter_name] = inside._merged(module)
             inside = inside._modules["base_layer"]
         path = "base_layer." * len(list(wrappers_from(inside, LoRAExperts)))
         merged_weights = {f"{path}{name}": V for name, V in weights.items()}
@@ -117,7 +117,7 @@ class LoRAExperts(nn.Module):
     def _merged(self, module: Any) -> Tensor:
         """``W_e + s·B_e A_e`` of every expert, in the dtype of W, also under autocast."""
         W, A, B = getattr(module, self.parameter_name), self.lora_A.weight, self.lora_B.weight
-        with _without_autocast(W.device.type):
+        with without_autocast(W.device.type):
             return merged(W, A, B, self.scaling, self.num_experts, conv1d=module.is_transposed)
 
     def extra_repr(self) -> str:
@@ -133,7 +133,9 @@ def adapted_weights(wrapper: LoRAExperts) -> tuple[Any, dict[str, AdaptedWeight]
     return adapted_by(wrapper, LoRAExperts, _factors)
 
 
-def _factors(wrapper: LoRAExperts) -> Factors:
+def _factors(wrapper: LoRAExperts) -> Factors | str:
+    if reason := why_base_alone(wrapper):
+        return reason
     modules = wrapper._modules
     return modules["lora_A"], modules["lora_B"], wrapper.scaling
 
@@ -156,7 +158,8 @@ def _stack(module: Any, name: str, base_layer: nn.Module) -> Tensor:
     return W
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast on devices of this type."""
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()

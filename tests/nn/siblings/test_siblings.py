@@ -172,6 +172,37 @@ def test_native_layers():
     assert families(twin) == []
 
 
+def test_native_layers_that_are_merged_or_disabled_leave_their_siblings():
+    torch.default_generator.manual_seed(0)
+    block = autolora.add_lora(Block(), rank=3, alpha=6, target_modules=list(OUTS))
+    for name in OUTS:
+        nn.init.normal_(block.get_submodule(name).lora_B.weight, std=0.5)
+    one_step(block)
+    tune_together(block, one_step)
+    x = torch.randn(2, 5, 24)
+
+    def compare(expected):
+        for found, wanted in zip(step(block, plainly, x), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+    expected = step(block, plainly, x)
+    assert calls(block) == (3, 0)
+    with autolora.disable(block):
+        layers = (block.q, block.k, block.v)
+        plain = torch.cat([layer.base_layer(x) for layer in layers], -1)
+        assert torch.equal(plainly(block, x), plain)
+    compare(expected)
+    assert calls(block) == (6, 0)
+    autolora.merge(block.k)
+    merged = step(block, plainly, x)
+    assert calls(block) == (6, 2)
+    torch.testing.assert_close(merged[0], expected[0], rtol=1e-4, atol=1e-4)
+    reasons = [layer.why for layer in autolora.explain(block).layers]
+    assert any("a sibling: its adapter is merged" in reason for reason in reasons)
+    autolora.unmerge(block)
+    compare(expected)
+
+
 def test_without_a_record_nothing_changes():
     plain = adapted()
     fast = copy.deepcopy(plain)
