@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from autolora.cache.files.store import TimingCache
     from autolora.capture.recording import record
     from autolora.errors import AutoloraError, MissError
+    from autolora.nn.adapter.loading import load_adapter
     from autolora.nn.adapter.merging import disable, merge, unmerge
+    from autolora.nn.adapter.saving import save_adapter
     from autolora.nn.adding import add_lora
     from autolora.nn.experts.native import LoRAExperts
     from autolora.nn.explanation import explain
@@ -40,9 +42,11 @@ __all__ = [
     "disable",
     "explain",
     "freeze",
+    "load_adapter",
     "merge",
     "record",
     "restore",
+    "save_adapter",
     "strict",
     "tune",
     "unfreeze",
@@ -62,9 +66,11 @@ _HOMES = {
     "disable": "autolora.nn.adapter.merging",
     "explain": "autolora.nn.explanation",
     "freeze": "autolora.nn.freezing.freeze",
+    "load_adapter": "autolora.nn.adapter.loading",
     "merge": "autolora.nn.adapter.merging",
     "record": "autolora.capture.recording",
     "restore": "autolora.nn.peft",
+    "save_adapter": "autolora.nn.adapter.saving",
     "strict": "autolora.nn.strict",
     "tune": "autolora.tuning.entry",
     "unfreeze": "autolora.nn.freezing.freeze",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolora.nn.adapter.layers import unwrapped
 from autolora.nn.adapter.targets import ALL_LINEAR, Targets, by_pattern, find_targets
 from autolora.nn.defaults import objective_of
 from autolora.nn.experts.native import LoRAExperts
@@ -172,4 +173,4 @@ def give_adapters(
 
 def _replace(model: nn.Module, path: str, new: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    setattr(unwrapped(model.get_submodule(parent)), child, new)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import nn
@@ -76,7 +77,7 @@ def find_targets(
         raise AutoloraError(
             f"target_modules {target_modules!r} match no linear layer of this "
             f"{type(model).__name__} and no stacked weight of experts without adapters; it has "
-            f"{_some(model)}"
+            f"{names_of_targets(model)}"
         )
     if "" in (path for path, *_ in (*targets.linear, *targets.experts)):
         instead = (
@@ -110,15 +111,15 @@ def by_pattern(patterns: Mapping[str, N], path: str, default: N) -> N:
     Raises:
         AutoloraError: a pattern is no regular expression.
     """
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        except re.error as error:
-            raise AutoloraError(
-                f"the pattern {pattern!r} is no regular expression: {error}"
-            ) from None
-    return default
+    return next((patterns[each] for each in patterns if _ending(each).match(path)), default)
+
+
+@lru_cache(maxsize=4096)
+def _ending(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as error:
+        raise AutoloraError(f"the pattern {pattern!r} is no regular expression: {error}") from None
 
 
 def _is_targeted(
@@ -154,7 +155,8 @@ def _without_experts(targets: Targets, target_modules: str | Collection[str], la
     return Targets(targets.linear, [], targets.experts)
 
 
-def _some(model: nn.Module) -> str:
+def names_of_targets(model: nn.Module) -> str:
+    """The names of what can have an adapter in a model, at most eight."""
     names = []
     for path, module in model.named_modules():
         if base_layout(module):
