@@ -137,11 +137,6 @@ class ExpertsGraph(BaseGraph):
         own = [(product, each) for product, each in self.executors if product[0] in "Yd"]
         return *self.routes, *own
 
-    @property
-    def structure(self) -> Graph:
-        """The graph of each expert."""
-        return self.graph
-
 
 def only_products(steps: Iterable[Step]) -> tuple[Contraction, ...]:
     """The steps, all of which are matrix products in the graphs of experts."""

@@ -6,7 +6,8 @@ The fastest by that are timed whole, see :mod:`autolora.timing.experts.whole`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -61,41 +62,10 @@ def predict(
     worth = _promising(problem, objectives)
     timed = _Steps(data, measure, rng)
     times = timed.times([step for graph in worth for step in products(graph, problem).values()])
-
-    def predicted(graph: ExpertsGraph, *, everywhere: bool = False) -> Prediction:
-        steps = products(graph.graph, problem)
-        taken = sum(times[_key(steps[name])][executor] for name, executor in graph.executors)
-        for run in (graph.forward_steps(problem), graph.backward_steps(problem)):
-            names = {n for s in run if graph.executor_of(s) == BMM for n in ragged_factors(s)}
-            taken += sum(map(timed.padding, names))
-        return Prediction(graph, taken, everywhere)
-
-    found: dict[str, Prediction] = {}
-    for graph in worth:
-        steps = products(graph, problem)
-        fastest = {name: min(times[_key(s)], key=times[_key(s)].__getitem__)
-                   for name, s in steps.items()}  # fmt: skip
-        mixed = [ExpertsGraph.of(graph, fastest)]
-        for base, thin in product(EXECUTORS, EXECUTORS):
-            each = uniform(graph, problem, base, thin)
-            if all(executor in times[_key(steps[name])] for name, executor in each.executors):
-                mixed.append(each)
-        for each in mixed:
-            alike = len({executor for _, executor in each.executors}) == 1
-            found.setdefault(each.name, predicted(each, everywhere=alike))
-
-    def around(graph: ExpertsGraph) -> Iterator[Prediction]:
-        steps = products(graph.graph, problem)
-        for name, executor in graph.executors:
-            taken = times[_key(steps[name])]
-            for other in taken:
-                if other != executor and taken[other] <= _EXCHANGED * taken[executor]:
-                    yield predicted(
-                        ExpertsGraph.of(graph.graph, {**dict(graph.executors), name: other})
-                    )
-
-    fastest_first = sorted(found.values(), key=lambda prediction: prediction.nanoseconds)
-    return timed_whole(fastest_first, around, data, measure, rng)
+    screen = _Screen(problem, times, timed.padding)
+    found = dict.fromkeys(each for graph in worth for each in screen.worth_timing(graph))
+    predictions = sorted(map(screen.predicted, found), key=lambda each: each.nanoseconds)
+    return timed_whole(predictions, screen.around, data, measure, rng)
 
 
 def _promising(problem: Experts, objectives: Sequence[Objective]) -> list[Graph]:
@@ -114,6 +84,56 @@ def _key(step: Contraction) -> Key:
     """What the time of a step depends on: its axes, which tell its operands, and its result."""
     added = (str(step.onto == "b"), str(bool(step.onto)), str(step.scaled))
     return axes_of(step.out), axes_of(step.left), axes_of(step.right), added
+
+
+@dataclass(frozen=True, slots=True)
+class _Screen:
+    """Predicts the times of graphs from those of their products.
+
+    Args:
+        problem: that they compute.
+        times: of each product with each executor, in nanoseconds.
+        padding: the time of padding the rows of a tensor.
+    """
+
+    problem: Experts
+    times: Mapping[Key, Mapping[str, float]]
+    padding: Callable[[str], float]
+
+    def predicted(self, graph: ExpertsGraph) -> Prediction:
+        """The sum of the times of the products, and of padding each tensor once."""
+        times = self._times(graph.graph)
+        taken = sum(times[name][executor] for name, executor in graph.executors)
+        for run in (graph.forward_steps(self.problem), graph.backward_steps(self.problem)):
+            names = {n for s in run if graph.executor_of(s) == BMM for n in ragged_factors(s)}
+            taken += sum(map(self.padding, names))
+        alike = len({executor for _, executor in graph.executors}) == 1
+        return Prediction(graph, taken, everywhere=alike)
+
+    def worth_timing(self, graph: Graph) -> list[ExpertsGraph]:
+        """The graph with the fastest executor of each product, and with each pair of executors."""
+        fastest = {name: min(own, key=own.__getitem__) for name, own in self._times(graph).items()}
+        return [ExpertsGraph.of(graph, fastest), *self._pairs(graph)]
+
+    def around(self, graph: ExpertsGraph) -> list[Prediction]:
+        """The graphs that differ in one executor, or in a pair for all, and may be faster."""
+        times, now = self._times(graph.graph), dict(graph.executors)
+        every = [ExpertsGraph.of(graph.graph, now | {name: other})
+                 for name, own in times.items() for other in own]  # fmt: skip
+        return [
+            self.predicted(each)
+            for each in dict.fromkeys([*every, *self._pairs(graph.graph)])
+            if all(times[n][x] <= _EXCHANGED * times[n][now[n]] for n, x in each.executors)
+        ]
+
+    def _pairs(self, graph: Graph) -> list[ExpertsGraph]:
+        """The graph with one executor for its base products and one for its thin ones."""
+        every = product(EXECUTORS, EXECUTORS)
+        return list(dict.fromkeys(uniform(graph, self.problem, *pair) for pair in every))
+
+    def _times(self, graph: Graph) -> dict[str, Mapping[str, float]]:
+        steps = products(graph, self.problem)
+        return {name: self.times[_key(step)] for name, step in steps.items()}
 
 
 class _Steps:

@@ -2,13 +2,14 @@
 
 Products that are timed in isolation miss what they share in a step: padded rows, a loop, and what
 the step before left in the processor's cache. So the first graphs are timed whole, and around the
-fastest of them one executor after the other is exchanged while that makes it faster.
+fastest of them executors are exchanged while that makes it faster.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from math import inf
@@ -17,12 +18,14 @@ from typing import Any
 
 from autolora.graphs.base import BaseGraph
 from autolora.graphs.experts.graph import ExpertsGraph
+from autolora.graphs.graph import Graph
 from autolora.timing.clock import Measure, Run, least_times
 from autolora.timing.experts.data import Data
-from autolora.timing.screen import Prediction, distinct
+from autolora.timing.screen import Prediction
 
 _FIRST = (6, 24)  # graphs that are timed whole at first: at least, and at most
 _SECONDS = 4.0  # that these take about
+_EACH = 2  # of these, for each graph of one layer
 _EXCHANGES = 3  # times that the graphs around the fastest are timed
 _PASSES = 3
 
@@ -40,7 +43,7 @@ def timed_whole(
 
     Args:
         predictions: fastest first.
-        around: the graphs that differ from one in a single executor and may be faster.
+        around: the graphs that differ from one in executors and may be faster.
         data: of the problem.
         measure: times one call.
         rng: shuffles the order.
@@ -60,7 +63,7 @@ def timed_whole(
 
     soonest = max(predictions[0].nanoseconds, 1.0) if predictions else inf
     most = max(_FIRST[0], min(_FIRST[1], int(_SECONDS * 1e9 / (_PASSES * soonest))))
-    time(list(islice(distinct(predictions), most)))
+    time(list(islice(_diverse(predictions), most)))
     fastest = None
     for _ in range(_EXCHANGES):
         before, fastest = fastest, min(times, key=times.__getitem__, default=None)
@@ -75,3 +78,14 @@ def timed_whole(
     ]
     fitting = [each for each in found if each.nanoseconds < inf]
     return sorted(fitting, key=lambda each: each.nanoseconds)
+
+
+def _diverse(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """A few of each graph of one layer, and as many with one executor for all products."""
+    numbers: Counter[tuple[Graph, bool]] = Counter()
+    for each in predictions:
+        if isinstance(each.graph, ExpertsGraph):
+            kind = each.graph.graph, each.everywhere
+            numbers[kind] += 1
+            if numbers[kind] <= _EACH:
+                yield each
