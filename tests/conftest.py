@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from autolora.nn import choosing, defaults, strict
+from autolora.nn import advice, choosing, defaults, strict
 from autolora.timing import clock, conditions, device, measurement
 
 # Laws hold on a busy machine too: nothing is judged by the time that it takes.
@@ -50,6 +50,7 @@ def _own_cache(tmp_path, monkeypatch):
     defaults.forget_warnings()
     strict._meaning.cache_clear()
     strict.forget_notices()
+    advice.forget_advice()
     # torch.manual_seed also queues calls for devices not in use, each with a formatted stack
     torch.default_generator.manual_seed(0)
     if torch.cuda.is_initialized():

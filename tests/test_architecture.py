@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "timing",
         "cluster",
     },
+    "integrations": {"problem", "nn", "capture", "timing", "tuning"},
     "cli": {
         "problem",
         "environment",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "timing",
         "cluster",
         "tuning",
+        "integrations",
     },
 }
 LARGEST_FOLDER = 15  # modules

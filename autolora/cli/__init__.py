@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if os.environ.get("RANK", "0") == "0":
                     raise
                 return FAILED  # under torchrun only rank 0 reports wrong arguments
-            code: int = options.run(options)
+            code = options.run(options)
             sys.stdout.flush()
-            return code
     except AutoloraError as error:
         print_error(str(error))
         return FAILED
@@ -42,3 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return code if isinstance(code, int) else int(code())  # a program, whose errors are its own

@@ -68,9 +68,9 @@ def add_command(commands: Any, name: str, usage: str, description: str, epilog: 
         epilog: its examples.
     """
 
-    def run(options: argparse.Namespace) -> int:
+    def run(options: argparse.Namespace) -> Any:
         module = import_module(f"autolora.cli.{name.replace(' ', '.')}")
-        return module.run(options)  # type: ignore[no-any-return]
+        return module.run(options)
 
     prog = f"autolora {name}"
     parser: Parser = commands.add_parser(

@@ -21,6 +21,7 @@ model and keeps the winners in a cache, which the layers read while training.
 
 commands:
   tune     measure a model's LoRA layers, keep the winners in the cache
+  run      run a training script with its PEFT models accelerated
   show     show what the cache holds
   explain  say which graph each layer of a model would run, and why
   check    time winners of the cache again, say which no longer win
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
     if not hasattr(options, "run"):
-        parser.error("no command given; one of tune, show, explain, check, cache, demo")
+        parser.error("no command given; one of tune, run, show, explain, check, cache, demo")
     return options
 
 
@@ -70,6 +71,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"autolora {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, parser_class=Parser)
     _add_tune(commands)
+    _add_run(commands)
     _add_show(commands)
     _add_explain(commands)
     _add_check(commands)
@@ -118,6 +120,41 @@ def _add_tune(commands: Any) -> None:
         "--yes", action="store_true", help=f"measure even more than {MANY:,} problems"
     )
     arguments.add_json(tune)
+
+
+def _add_run(commands: Any) -> None:
+    run = add_command(
+        commands,
+        "run",
+        "[options] SCRIPT [arguments of the script]",
+        "Runs a training script as 'python SCRIPT' would, with every PEFT model that it\n"
+        "makes accelerated. Nothing is installed: the script by itself runs as before.\n"
+        "At the end a paragraph on stderr says what ran on measured graphs.",
+        "examples:\n"
+        "  autolora run train.py --epochs 3\n"
+        "  autolora run --tune --budget 2m train.py\n"
+        "  autolora run -m package.train --epochs 3\n"
+        "  torchrun --nproc-per-node 8 -m autolora run train.py\n",
+    )
+    run.add_argument("script", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        metavar="MODULE",
+        help="run a module, as 'python -m MODULE' would; what follows is its own",
+    )
+    arguments.add_dtype(run, "--compute-dtype", "in which the adapter branch runs (as in PEFT)")
+    arguments.add_objective(run, "what graphs are chosen for")
+    run.add_argument(
+        "--tune",
+        action="store_true",
+        help="record the first steps of the training, measure what the cache lacks, and go on",
+    )
+    arguments.add_budget(run, "for --tune: 90, 60s (default), 5m, 1h")
+    run.add_argument(
+        "--report", action="store_true", help="say at the end which graph each layer ran, and why"
+    )
 
 
 def _add_show(commands: Any) -> None:

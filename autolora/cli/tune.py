@@ -38,6 +38,7 @@ from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
 from autolora.timing.compiling import mode_from, require_compiler
 from autolora.timing.effort import ESTIMATE
+from autolora.tuning.advice import measured_advice
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
 
@@ -95,10 +96,15 @@ def _tune(options: Namespace, cluster: Cluster | None = None) -> int:
         print_estimates(result.estimates, found, options.json)
         return 0
     found = _with_counts_between(found, result)
+    advice = ""
+    if cluster is None and not options.compute_dtype:
+        advice = measured_advice(
+            result, found.uses, device=device, budget=options.budget, compile_mode=compile_mode
+        )
     if options.json:
-        print_json(tuned_json(result, found, asked))
+        print_json({**tuned_json(result, found, asked), "advice": advice or None})
     else:
-        _print(result, found, asked, options.tokens.ranged)
+        _print(result, found, asked, options.tokens.ranged, advice)
     for problem, reason in result.failed:
         print_error(f"could not measure {problem}: {reason}")
     if result.interrupted:
@@ -116,6 +122,7 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
     measured += [(record, False) for record in result.skipped]
     environments = [record.environment for record, _ in measured]
     environments += [share.environment for share in result.shares if share.environment]
+    measured_steps = list(steps(records, found))
     return {
         "cache": str(result.path),
         "records": [
@@ -129,7 +136,17 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
         ],
         "environments": tables.environments_json(environments),
         "ranks": ranks.shares_json(result.shares),
-        "steps": objectives.steps_json(list(steps(records, found)), shown),
+        "steps": objectives.steps_json(measured_steps, shown),
+        "payback": [
+            {
+                "tokens": step.tokens,
+                "cost_seconds": round(payback.cost_s, 3),
+                "saved_seconds_per_step": payback.saved_s,
+                "steps": payback.steps,
+            }
+            for step in measured_steps
+            for payback in [step.payback]
+        ],
         "unfinished": [problem.to_json() for problem in result.unfinished],
         "failed": [{"problem": p.to_json(), "reason": reason} for p, reason in result.failed],
         "interrupted": result.interrupted,
@@ -157,11 +174,14 @@ def print_records(records: Sequence[Record], found: Capture) -> None:
     print_lines(tables.environment_title(records[0].environment))
     print_lines(tables.record_table(records, screen_width(), found.uses))
     print_line()
-    for step in steps(records, found):
+    measured = list(steps(records, found))
+    for step in measured:
         print_paragraph(step.sentence)
+    if len(measured) == 1:
+        print_paragraph(f"{measured[0].payback}.")
 
 
-def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -> None:
+def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool, advice: str) -> None:
     records = in_order(result, found.problems)
     if records and ranged:
         print_families(records, asked)
@@ -173,6 +193,8 @@ def _print(result: TuneResult, found: Capture, asked: Objective, ranged: bool) -
         reasons = ", ".join(dict.fromkeys(reason for _, reason in found.left))
         print_paragraph(f"{count(len(found.left), 'LoRA layer')} left out: {reasons}.")
     print_paragraph(_summary(result))
+    if advice:
+        print_paragraph(f"Advice: {advice}.")
     if result.shares:
         ranks.print_shares(result.shares)
     print_line(f"Cache: {result.path}")

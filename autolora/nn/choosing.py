@@ -18,6 +18,7 @@ from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.graph import Graph
 from autolora.graphs.kinds import executable, find_graph, unmeasured_graph
+from autolora.nn.advice import in_dtype_of_base, notice_compute_dtype, runs_in_float32
 from autolora.nn.layer_state import (
     MOST_SHARED,
     Choice,
@@ -32,6 +33,8 @@ from autolora.problem import BaseProblem
 
 if TYPE_CHECKING:
     from autolora.nn.freezing.snapshot import Snapshot
+
+MEASURED = ("exact", "interpolated", "nearest")  # reasons of records of one's own environment
 
 logger = logging.getLogger("autolora")
 
@@ -83,6 +86,8 @@ def decide_and_report(problem: BaseProblem, device: torch.device, policy: Policy
     choice = decide(problem, device, policy)
     if not problem.gradients or choice.reason == "pinned":
         return choice
+    if runs_in_float32(problem):
+        notice_compute_dtype(problem, gain_of_compute_dtype(problem, device, policy))
     wanted = policy.wanted
     if choice.reason == "miss" and is_strict():
         plan = policy.snapshots and policy.snapshots.of(device.type)
@@ -119,6 +124,19 @@ def ask(
     return (None if answer.graph is None else find_graph(answer.graph, problem)), answer
 
 
+def gain_of_compute_dtype(
+    problem: BaseProblem, device: torch.device, policy: Policy
+) -> float | None:
+    """How many times as fast a layer is with its branch in the dtype of its base, if measured."""
+    lookup = _lookup() if policy.snapshots is None else policy.snapshots.of(device.type).lookup
+    environment = Environment.of(device)
+    _, now = ask(lookup, problem, environment, policy.wanted)
+    _, then = ask(lookup, in_dtype_of_base(problem), environment, policy.wanted)
+    if not (now.nanoseconds and then.nanoseconds and {now.reason, then.reason} <= {*MEASURED}):
+        return None
+    return now.nanoseconds / then.nanoseconds
+
+
 def without_graph(reason: str) -> Choice:
     """The choice of a call that has no graphs."""
     return Choice(None, Graph(REFERENCE), "left", reason)
@@ -151,6 +169,8 @@ def _decide(
     if graph is not None:
         logger.debug("%s: %s, %s %s", problem, graph.name, answer.reason, answer.detail)
         lack = not_tuned_for(answer.record, objective) if answer.record is not None else ""
-        return _choice(problem, graph, answer.reason, answer.detail, origin, lack=lack)
+        choice = _choice(problem, graph, answer.reason, answer.detail, origin, lack=lack)
+        own = answer.reason in MEASURED
+        return replace(choice, saved_ns=answer.saved_ns) if own else choice
     chosen, how = unmeasured_graph(problem, objective)
     return _choice(problem, chosen, "miss", "not tuned", miss_detail(problem, how, strict), origin)

@@ -53,6 +53,8 @@ class Accelerated:
                 Y = run_layer(self._autolora, x, *found, self)
                 if Y is not None:
                     return Y
+            elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                left(self._autolora, found)
         return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return,misc]
 
     def _tensors_now(self) -> tuple[LayerTensors, float, float] | str:
@@ -192,7 +194,9 @@ def accelerate(
             continue
         if not isinstance(layer, Accelerated):
             layer.__class__ = accelerated_class(type(layer))
-        layer._autolora = LayerState(compute_dtype, wanted, siblings)
+            layer._autolora = LayerState(compute_dtype, wanted, siblings)
+        elif not layer._autolora.chooses(compute_dtype, wanted, siblings):
+            layer._autolora = LayerState(compute_dtype, wanted, siblings)
         report.taken.append(name)
         taken.append((name, layer))
     for name, layer in taken:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
 
 from autolora.cache.lookup.lookup import Lookup
@@ -25,6 +26,7 @@ _LAX = ("miss", "other-mode", "other-environment")  # reasons that strict mode d
 logger = logging.getLogger("autolora")
 
 _told: bool | None = None  # the argument of strict(); None: use the environment variable
+_expected = 0  # blocks in which misses are not reported
 _noticed: set[tuple[str, str, str, str]] = set()
 forget_notices = _noticed.clear  # so that misses are reported again
 
@@ -80,7 +82,7 @@ def notice_unmeasured(problem: BaseProblem, objective: Objective, how: str, lack
         lack: which objectives the timings of the problem are for, ``""`` if there are none.
     """
     kind = (problem.tune_options, problem.traits, problem.device, str(objective))
-    if kind in _noticed:
+    if kind in _noticed or _expected:
         return
     _noticed.add(kind)
     runs = f"its graph is {how}" if how.startswith("chosen") else f"it runs {how.split(',')[0]}"
@@ -90,6 +92,17 @@ def notice_unmeasured(problem: BaseProblem, objective: Objective, how: str, lack
         f"the timings for {problem} are {lack}" if lack else what,
         *tuning_commands(problem, objective),
     )
+
+
+@contextmanager
+def misses_expected() -> Iterator[None]:
+    """Within the block misses are not reported: they are going to be tuned."""
+    global _expected
+    _expected += 1
+    try:
+        yield
+    finally:
+        _expected -= 1
 
 
 def tuning_commands(problem: BaseProblem, objective: Objective) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,11 @@ from autolora.problem import COMPILED, DEVICES, BaseProblem
 from autolora.timing.compiling import mode_from, require_compiler
 from autolora.timing.device import device_for
 from autolora.timing.effort import ESTIMATE
+from autolora.tuning.advice import measured_advice
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
+
+logger = logging.getLogger("autolora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,11 @@ def tune(
         between=asked.between,
         compile_mode=mode,
     )
+    advice = measured_advice(
+        result, asked.weights or {}, device=asked.device, budget=budget, compile_mode=mode
+    )
+    if advice:
+        logger.warning("autolora: %s", advice)
     refresh(asked.model)
     if asked.model is not None:
         freeze_anew(asked.model)

@@ -38,6 +38,7 @@ class Answer:
         detail: for people: ``"between 1024 and 2048 tokens"``, ``"same device and torch minor:
             differs in units 8"``, and what the record was not tuned for.
         speedup: time of the reference graph over that of the graph, None if unknown.
+        nanoseconds: the graph's time at the token count asked for, None if unknown.
     """
 
     graph: str | None
@@ -45,6 +46,14 @@ class Answer:
     record: Record | None = None
     detail: str = ""
     speedup: float | None = field(default=None, compare=False)
+    nanoseconds: float | None = field(default=None, compare=False)
+
+    @property
+    def saved_ns(self) -> float:
+        """By which the graph is faster than the reference graph; 0 if unknown."""
+        if self.nanoseconds is None or self.speedup is None:
+            return 0.0
+        return (self.speedup - 1) * self.nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +194,7 @@ def _interpolated(query: _Query) -> Answer | None:
         return None
     counts = f"between {below[0].problem.tokens} and {above[0].problem.tokens} tokens"
     detail = _detail(query, nearer, counts, best.detail)
-    speedup = _speedup(times, best.name, nearer.reference)
-    return Answer(best.name, "interpolated", nearer, detail, speedup)
+    return Answer(best.name, "interpolated", nearer, detail, *_figures(times, best.name, nearer))
 
 
 def _nearest(query: _Query) -> Answer | None:
@@ -251,11 +259,16 @@ def _answer(query: _Query, reason: str, record: Record, detail: str = "") -> Ans
         return None
     times = {c.graph: c.median_ns for c in record.candidates if c.median_ns is not None}
     detail = _detail(query, record, detail, best.detail)
-    return Answer(best.name, reason, record, detail, _speedup(times, best.name, record.reference))
+    scale = query.problem.tokens / record.problem.tokens
+    return Answer(best.name, reason, record, detail, *_figures(times, best.name, record, scale))
 
 
-def _speedup(times: Mapping[str, float], graph: str, reference: str) -> float | None:
-    return times[reference] / times[graph] if reference in times else None
+def _figures(
+    times: Mapping[str, float], graph: str, record: Record, scale: float = 1.0
+) -> tuple[float | None, float]:
+    """Speedup of a graph, and its nanoseconds, times a scale."""
+    reference, taken = times.get(record.reference), times[graph]
+    return None if reference is None else reference / taken, scale * taken
 
 
 def _detail(query: _Query, record: Record, *parts: str) -> str:

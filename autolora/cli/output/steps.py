@@ -12,6 +12,7 @@ from autolora.cache.records.record import Record
 from autolora.cli.output.figures import count, duration, percent, ratio
 from autolora.graphs.kinds import find_graph
 from autolora.problem import BaseProblem
+from autolora.tuning.payback import Payback
 
 if TYPE_CHECKING:
     from autolora.capture.found import Capture
@@ -61,6 +62,13 @@ class Step:
                 total -= kept if number in counted else 0
                 counted.add(number)
         return total
+
+    @property
+    def payback(self) -> Payback:
+        """What measuring these layers cost, and what it saves."""
+        cost = sum(record.seconds for record in self.records.values())
+        saved = self.nanoseconds(reference_of) - self.nanoseconds(winner_of)
+        return Payback(cost, saved / 1e9)
 
     @property
     def sentence(self) -> str:
