@@ -1,0 +1,84 @@
+"""The README's examples of scripts and trainers, run as they stand."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from trainers import llama, rows, settings
+from transformers import Trainer, TrainingArguments
+
+import autolora
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## In what you already run")[1].split("\n## ")[0]
+COMMANDS = re.findall(r"^\$ (.*)$", SECTION, flags=re.M)
+
+
+def block(language):
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", SECTION, flags=re.M | re.S)
+    return found
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("autolora ")])
+def test_the_commands(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("import sys\nprint(sys.argv[1:])\n", encoding="utf-8")
+    Path("package").mkdir()
+    Path("package", "train.py").write_text("import sys\nprint(sys.argv[1:])\n", encoding="utf-8")
+    words = [sys.executable, "-m", *shlex.split(command)]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == "['--epochs', '3']\n"
+
+
+def test_the_callback(tmp_path):
+    args = TrainingArguments(**settings(tmp_path))
+    names = {"Trainer": Trainer, "model": llama(), "args": args, "data": rows()}
+    exec(block("python"), names)
+    last = names["trainer"].state.log_history[-2]
+    assert {"autolora/measured_share", "autolora/saved_seconds"} <= last.keys()
+    assert all(f"`{key}`" in SECTION for key in last if key.startswith("autolora/"))
+
+
+def test_the_account_reads_as_it_is_written():
+    from collections import Counter
+
+    from autolora.integrations.usage import Usage
+    from autolora.tuning.payback import Payback
+
+    usage = Usage(210, Counter({"exact": 62_160, "miss": 840}), saved_ns=28.5e9)
+    first, second = block("text").splitlines()
+    assert first == f"autolora: {Payback(18.2, 0.0964)}"
+    assert second == f"autolora: 210 LoRA layers of 1 model accelerated; {usage}"
+
+
+@pytest.mark.parametrize("first", ["accelerate", "prepare"])
+def test_the_loop_of_accelerate(first, tmp_path):
+    import accelerate
+
+    def losses(*, fast):
+        loop, model = accelerate.Accelerator(cpu=True), llama()
+        if fast and first == "accelerate":
+            autolora.accelerate(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        data = torch.utils.data.DataLoader(rows(8), batch_size=2)
+        model, optimizer, data = loop.prepare(model, optimizer, data)
+        if fast and first == "prepare":
+            autolora.accelerate(model)
+        found = []
+        for batch in data:
+            loss = model(**batch).loss
+            loop.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+        return found, model
+
+    plain, _ = losses(fast=False)
+    tuned, model = losses(fast=True)
+    assert tuned == pytest.approx(plain, rel=1e-5)
+    assert len(autolora.explain(model).layers) == 14
