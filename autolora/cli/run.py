@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from autolora.cli.output.console import print_status
+from autolora.cli.output.console import clean
 from autolora.cli.script import Script
 from autolora.errors import AutoloraError
 from autolora.integrations import BUDGET
@@ -67,4 +67,4 @@ def _report(models: ScriptModels, again: Sequence[str], process: int) -> None:
 def _say(line: str) -> None:
     """Prints to stderr on the first rank, where that is still open."""
     if os.environ.get("RANK", "0") == "0" and sys.stderr is not None and not sys.stderr.closed:
-        print_status(line)
+        print(clean(line), file=sys.stderr)  # without rich, which takes a while to import

@@ -85,12 +85,13 @@ class AutoloraCallback(TrainerCallback):  # type: ignore[misc]
         """Accelerates the model; never raises."""
         from autolora.nn.peft import accelerate
 
+        say = logger.warning if state.is_world_process_zero else logger.debug
         try:
             if not any(True for _ in layer_states(model)):
-                logger.warning("%s", accelerate(model, **self.settings))
+                say("%s", accelerate(model, **self.settings))
             self.first.watch(model)
         except AutoloraError as error:
-            logger.warning("autolora: nothing is accelerated: %s", error)
+            say("autolora: nothing is accelerated: %s", error)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Counts a step."""
