@@ -148,8 +148,10 @@ class LayerState:
     def chooses(
         self, compute_dtype: torch.dtype | None, objective: Objective | None, siblings: bool
     ) -> bool:
-        """Whether the layer chooses its graphs from the cache, in this way."""
+        """Whether the layer chooses in this way, and is neither pinned nor frozen by the user."""
         policy = self.policy
+        if policy.snapshots is not None and policy.snapshots.lasting:
+            return False
         asked = compute_dtype, objective, siblings, None
         return asked == (policy.compute_dtype, policy.objective, policy.siblings, policy.chooser)
 

@@ -318,4 +318,4 @@ def test_another_quantisation_stays_with_peft():
     report = autolora.accelerate(fast)
     assert {why for _, why in report.notes} == {"a weight quantised as fp4"}
     assert_same_training_step(fast, plain, 0.0)
-    assert fast_calls(fast) == (0, 0)
+    assert fast_calls(fast)[0] == 0
