@@ -148,6 +148,8 @@ class FirstSteps:
         except AutoloraError as error:
             self.told(f"autolora: not tuned: {error}")
             return None
+        if result.interrupted:  # what is measured is kept; the training ends as it would have
+            raise KeyboardInterrupt
         if result.unfinished:
             self.told(
                 f"autolora: {len(result.unfinished)} problems are still to be tuned: the budget of "

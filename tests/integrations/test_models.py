@@ -18,6 +18,7 @@ from autolora.integrations.models import ScriptModels
 from autolora.integrations.usage import Usage, usage_of
 from autolora.nn.layer_state import layer_states
 from autolora.nn.peft import Accelerated, lora_layers
+from autolora.tuning import tuner
 
 LORA = peft.LoraConfig(target_modules="all-linear", r=4)
 
@@ -152,6 +153,22 @@ def test_steps_of_other_optimizers_do_not_count():
     assert len(told) == 1
     assert told[0].startswith("autolora: Tuning took")
     assert first.usage.calls == {"miss": 28}
+
+
+def test_an_interrupt_while_it_tunes_ends_the_training(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuner, "measure_problem", interrupted)
+    model = llama()
+    autolora.accelerate(model)
+    first = FirstSteps(budget=20, steps=1, told=lambda line: None)
+    first.watch(model)
+    model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+    first.step()
+    model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+    with pytest.raises(KeyboardInterrupt):
+        first.step()
 
 
 def test_tuning_leaves_the_random_numbers_of_the_run():
