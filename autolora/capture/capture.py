@@ -11,9 +11,9 @@ from torch import nn
 from autolora.capture.forward import example_of
 from autolora.capture.found import Capture, distinct, note_problem
 from autolora.capture.hf_config import inputs_of
-from autolora.capture.model_file import summary_of
 from autolora.capture.run import run_problems
 from autolora.capture.target import DEFAULT_BATCH_SIZE, Target
+from autolora.capture.user_code import summary_of
 from autolora.capture.varying import note_of
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
@@ -48,7 +48,7 @@ def capture(
         AutoloraError: no LoRA layer has a problem.
     """
     batch, length = batch_size or DEFAULT_BATCH_SIZE, seq_len or target.seq_len
-    found, problem = None, "the file has no example_inputs(batch_size, seq_len)"
+    found, problem = None, target.lack
     if target.inputs is not None:
         given = example_of(target.inputs, batch, length)
         try:

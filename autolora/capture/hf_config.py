@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autolora.capture.model_file import summary_of
+from autolora.capture.user_code import summary_of
 from autolora.errors import AutoloraError
 
 logger = logging.getLogger("autolora")

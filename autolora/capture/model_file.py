@@ -1,51 +1,44 @@
-"""A Python file that holds a model: runs it and finds the model.
+"""A Python file or module that holds a model: runs it and finds the model.
 
-The file is run on the meta device, so that nothing is allocated; what fails there is run again on
-the CPU. Whatever it raises becomes an :class:`AutoloraError` that shows the line in the file.
+The code is run on the meta device, so that nothing is allocated; what fails there is run again on
+the CPU.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import nn
 
-from autolora.errors import AutoloraError, one_line
-
-logger = logging.getLogger("autolora")
-
-T = TypeVar("T")
+from autolora.capture.user_code import Code, UserCodeError, as_user_error, on_meta_or_cpu
+from autolora.errors import AutoloraError
 
 INPUTS = "example_inputs"
 
 _MODULE = "autolora_model_file"  # its __name__, so that code under `"__main__"` is not run
 _PREFERRED = ("model", "build_model")
 _NOT_MODELS = ("main", INPUTS)
-_BESIDE = "tune_model.py"  # a file outside a package that imports the model from it
-_LONGEST = 2000  # characters shown of the file's error message
 
 
-class UserCodeError(AutoloraError):
-    """The file raised; the message names the exception and the line in the file."""
+class NoModuleError(AutoloraError):
+    """There is no such module; the message says which part of its name is not there."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model file holds.
+    """What a file or module holds.
 
     Args:
         model: on the meta device if it can be built there.
-        inputs: the file's ``example_inputs(batch_size, seq_len)``, None if it has none. Returns a
+        inputs: its ``example_inputs(batch_size, seq_len)``, None if it has none. Returns a
             tensor, or a tuple or dict of the arguments of the model's forward, on any device.
     """
 
@@ -59,102 +52,121 @@ def load_model_file(path: Path, name: str | None) -> ModelFile:
     Raises:
         AutoloraError: it cannot be read, raises, or holds no such model.
     """
-    code = _compiled(path)
+    code = Code(path.name, (path,))
+    compiled = _compiled(path, code)
+    return _loaded(code, name, lambda: _executed(path, compiled, code))
+
+
+def load_model_module(module: str, name: str | None) -> ModelFile:
+    """Imports a module, from the current folder too; its model is as in a file.
+
+    Raises:
+        NoModuleError: there is no such module.
+        AutoloraError: it raises, or holds no such model.
+    """
+    if not {"", str(Path.cwd())} & {*sys.path}:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    top = module.partition(".")[0]
+    try:
+        spec = find_spec(top)
+    except ValueError:  # __main__, for one
+        spec = None
+    if spec is None:
+        raise NoModuleError(f"No module named {top!r}")
+    places = spec.submodule_search_locations or filter(None, [spec.origin])
+    code, known = Code(module, tuple(map(Path, places))), set(sys.modules)
+
+    def imported() -> ModuleType:
+        for other in [each for each in sys.modules if f"{each}.".startswith(f"{top}.")]:
+            if other not in known:
+                del sys.modules[other]  # of a first attempt, on the meta device
+        try:
+            with as_user_error(code):
+                return import_module(module)
+        except UserCodeError as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and f"{module}.".startswith(f"{cause.name}."):
+                raise NoModuleError(str(cause)) from cause
+            raise
+
+    return _loaded(code, name, imported)
+
+
+def _loaded(code: Code, name: str | None, run: Callable[[], ModuleType]) -> ModelFile:
+    """Finds the model in the module that ``run`` returns."""
 
     def load() -> ModelFile:
-        module = _executed(path, code)
-        found = _named(path, module, name) if name else _only_model(path, module)
-        with as_user_error(path):
+        module = run()
+        found = _named(code, module, name) if name else _only_model(code, module)
+        with as_user_error(code):
             model = found if isinstance(found, nn.Module) else found()
         if not isinstance(model, nn.Module):
             made_by = getattr(found, "__name__", "model")
             raise AutoloraError(
-                f"{path.name}:{made_by}() gave a {type(model).__name__}, not an nn.Module"
+                f"{code.label}:{made_by}() gave a {type(model).__name__}, not an nn.Module"
             )
-        return ModelFile(model, _example_inputs(path, module))
+        return ModelFile(model, _example_inputs(code, module))
 
-    return _on_meta_or_cpu(path, name or "the model", load)
-
-
-@contextmanager
-def as_user_error(path: Path) -> Iterator[None]:
-    """Turns what the file's code raises into a :class:`UserCodeError`."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise UserCodeError(_described(error, path)) from error
+    return on_meta_or_cpu(code, name or "the model", load)
 
 
-def summary_of(error: BaseException) -> str:
-    """Type and message of an exception, on one line."""
-    return ": ".join(filter(None, (type(error).__name__, one_line(error))))
-
-
-def _on_meta_or_cpu(path: Path, what: str, make: Callable[[], T]) -> T:
-    try:
-        with torch.device("meta"):
-            return make()
-    except UserCodeError as error:
-        cause = summary_of(error.__cause__ or error)
-        logger.info("%s: %s fails on the meta device (%s); trying the CPU", path.name, what, cause)
-    return make()
-
-
-def _compiled(path: Path) -> CodeType:
+def _compiled(path: Path, code: Code) -> CodeType:
     try:
         source = path.read_bytes()
     except OSError as error:
         raise AutoloraError(f"cannot read {path}: {error.strerror or error}") from error
-    with as_user_error(path):
+    with as_user_error(code):
         return compile(source, str(path), "exec", dont_inherit=True)
 
 
-def _executed(path: Path, code: CodeType) -> ModuleType:
+def _executed(path: Path, compiled: CodeType, code: Code) -> ModuleType:
     module = ModuleType(_MODULE)
     module.__file__ = str(path)
     sys.modules[_MODULE] = module  # dataclasses and pickle look a class's module up there
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)  # so that it can import its neighbours, as a script can
-    with as_user_error(path):
-        exec(code, module.__dict__)
+    with as_user_error(code):
+        exec(compiled, module.__dict__)
     return module
 
 
-def _named(path: Path, module: ModuleType, name: str) -> Any:
+def _named(code: Code, module: ModuleType, name: str) -> Any:
     if name not in vars(module):
-        raise AutoloraError(f"{path.name} has no {name!r}{_candidates_of(module)}")
+        raise AutoloraError(f"{code.label} has no {name!r}{_candidates_of(module)}")
     found = vars(module)[name]
     if isinstance(found, nn.Module) or (callable(found) and not _required(found)):
         return found
     if callable(found):
         raise AutoloraError(
-            f"{path.name}:{name} needs arguments ({', '.join(_required(found))}); "
-            "TARGET must name an nn.Module or a function without required arguments"
+            f"{code.label}:{name} needs arguments ({', '.join(_required(found))}); TARGET must "
+            "name an nn.Module, or a class or function that makes one without arguments"
             + _candidates_of(module)
         )
     raise AutoloraError(
-        f"{path.name}:{name} is a {type(found).__name__}, neither an nn.Module nor a function that "
-        f"returns one{_candidates_of(module)}"
+        f"{code.label}:{name} is a {type(found).__name__}, neither an nn.Module nor a class or "
+        f"function that makes one{_candidates_of(module)}"
     )
 
 
-def _only_model(path: Path, module: ModuleType) -> Any:
-    """``model``, ``build_model``, or the only module or the only suitable function of a file."""
+def _only_model(code: Code, module: ModuleType) -> Any:
+    """``model``, ``build_model``, or the only module, else function, else class of a file."""
     modules, functions = _modules(module), _functions(module)
     for name in _PREFERRED:
         if name in modules or name in functions:
             return vars(module)[name]
-    for names in (modules, functions):
+    classes = [] if modules or functions else _classes(module)
+    for names in (modules, functions, classes):
         if len(names) == 1:
             return vars(module)[names[0]]
-    if not modules and not functions:
+    if not modules and not functions and not classes:
         raise AutoloraError(
-            f"{path.name} holds no model: no torch.nn.Module, and no function without required "
-            "arguments that could return one"
+            f"{code.label} holds no model: no torch.nn.Module, and no class or function without "
+            "required arguments that could make one"
         )
     raise AutoloraError(
-        f"{path.name} may hold several models; name one as {path.name}:NAME{_candidates_of(module)}"
+        f"{code.label} may hold several models; name one as {code.label}:NAME"
+        + _candidates_of(module)
     )
 
 
@@ -171,16 +183,26 @@ def _functions(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value)
-        and value.__module__ == _MODULE
-        and not name.startswith("_")
-        and name not in _NOT_MODELS
-        and not _required(value)
+        if inspect.isfunction(value) and _is_own(module, name, value) and name not in _NOT_MODELS
     ]
+
+
+def _classes(module: ModuleType) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, nn.Module) and _is_own(module, name, value)
+    ]
+
+
+def _is_own(module: ModuleType, name: str, value: Any) -> bool:
+    """Whether a function or class is public, defined in the module, and needs no arguments."""
+    return value.__module__ == module.__name__ and name[0] != "_" and not _required(value)
 
 
 def _candidates_of(module: ModuleType) -> str:
     names = [*_modules(module), *(f"{name}()" for name in _functions(module))]
+    names = names or _classes(module)
     return f"; candidates: {', '.join(names)}" if names else ""
 
 
@@ -197,7 +219,7 @@ def _required(function: Any) -> list[str]:
     ]
 
 
-def _example_inputs(path: Path, module: ModuleType) -> Callable[[int, int], Any] | None:
+def _example_inputs(code: Code, module: ModuleType) -> Callable[[int, int], Any] | None:
     make = vars(module).get(INPUTS)
     if not callable(make):
         return None
@@ -205,51 +227,16 @@ def _example_inputs(path: Path, module: ModuleType) -> Callable[[int, int], Any]
         inspect.signature(make).bind(1, 1)
     except TypeError as error:
         raise AutoloraError(
-            f"{path.name}:{INPUTS} must take (batch_size, seq_len): {error}"
+            f"{code.label}:{INPUTS} must take (batch_size, seq_len): {error}"
         ) from None
     except ValueError:  # a built-in without a signature
         pass
 
     def inputs(batch_size: int, seq_len: int) -> Any:
         def call() -> Any:
-            with as_user_error(path):
+            with as_user_error(code):
                 return make(batch_size, seq_len)
 
-        return _on_meta_or_cpu(path, INPUTS, call)
+        return on_meta_or_cpu(code, INPUTS, call)
 
     return inputs
-
-
-def _described(error: BaseException, path: Path) -> str:
-    """What was raised, the deepest line of the file that led to it, and what to do if known."""
-    if isinstance(error, SystemExit):
-        head = f"{path.name} ended the program (exit code {error.code!r}) instead of giving a model"
-    elif isinstance(error, SyntaxError) and error.filename == str(path):
-        where = f"\n  line {error.lineno}: {(error.text or '').strip()}" if error.lineno else ""
-        return f"{path.name} is not valid Python: {error.msg}{where}"
-    else:
-        message = str(error).partition("\nException raised from")[0].strip()  # torch's C++ stack
-        message = message if len(message) <= _LONGEST else message[:_LONGEST] + " …"
-        head = f"{path.name} raised {type(error).__name__}" + (f": {message}" if message else "")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    if frames:
-        last = frames[-1]
-        where = "" if last.name == "<module>" else f", in {last.name}"
-        head += f"\n  line {last.lineno}{where}" + (f": {last.line}" if last.line else "")
-    relative = isinstance(error, ImportError) and "relative import" in str(error)
-    return f"{head}\n{_instead_of_relative(path)}" if relative else head
-
-
-def _instead_of_relative(path: Path) -> str:
-    """How to name a model that a file of a package holds."""
-    folder = path.resolve().parent
-    parts = [folder.name, path.stem] if path.stem != "__init__" else [folder.name]
-    while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
-        folder = folder.parent
-        parts.insert(0, folder.name)
-    return (
-        f"TARGET is run as a file of its own, outside its package. Write {folder.parent / _BESIDE} "
-        f"with the line\n  from {'.'.join(parts)} import NAME\n(and example_inputs, if the file "
-        "has it), where NAME is the model or a function that builds it; then TARGET is "
-        f"{_BESIDE}:NAME"
-    )

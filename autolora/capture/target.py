@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from autolora.capture.experts import notes_of_experts
 from autolora.capture.hf_config import CONFIG, load_config
-from autolora.capture.model_file import load_model_file
+from autolora.capture.model_file import (
+    INPUTS,
+    ModelFile,
+    NoModuleError,
+    load_model_file,
+    load_model_module,
+)
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import adapted_layers, left_layers
 from autolora.nn.adapter.targets import find_targets
@@ -26,7 +32,10 @@ from autolora.problem import QUANTISED, BaseProblem, Problem
 DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, 512
 
 _PYTHON = re.compile(r"(?P<path>.+\.py)(?::(?P<name>.*))?", re.DOTALL)
-_ALLOWED = "model.py, model.py:NAME, or a Hugging Face config.json or its folder"
+_MODULE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)(?::(?P<name>.*))?", re.DOTALL)
+_ALLOWED = (
+    "model.py, package.module, either with :NAME, or a Hugging Face config.json or its folder"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,52 +108,82 @@ class Target:
         model: with LoRA layers, in train mode, on the meta device.
         inputs: ``(batch_size, seq_len)`` → the arguments of its forward, on the meta device; None
             if these are not known.
+        lack: why it has no ``inputs``, ``""`` where none are expected.
         seq_len: default sequence length.
         notes: what was ignored or left out.
         added: the adapters that were added, None if the model has its own.
     """
 
     model: nn.Module
-    inputs: Callable[[int, int], Any] | None
+    inputs: Callable[[int, int], Any] | None = None
+    lack: str = ""
     seq_len: int = DEFAULT_SEQ_LEN
     notes: list[str] = field(default_factory=list)
     added: Adapters | None = None
 
 
 def load_target(target: str, adapters: Adapters) -> Target:
-    """Reads ``model.py[:name]``, a Hugging Face ``config.json``, or the folder of one.
+    """Reads ``model.py[:NAME]``, ``package.module[:NAME]``, a ``config.json``, or its folder.
 
     Raises:
-        AutoloraError: there is no such file, it holds no model, or the model has no LoRA layers and
-            no rank is given.
+        AutoloraError: there is no such file or module, it holds no model, or the model has no LoRA
+            layers and no rank is given.
     """
-    match = _PYTHON.fullmatch(target)
-    loaded = (
-        _from_file(Path(match["path"]), match["name"], adapters)
-        if match and not Path(target).is_dir()
-        else _from_config(Path(target), adapters)
-    )
+    code = _code(target)
+    loaded = _from_config(Path(target), adapters) if code is None else _from_code(code, adapters)
     loaded.model.train()
     _require_lora(loaded.model, target)
     return loaded
 
 
-def _from_file(path: Path, name: str | None, adapters: Adapters) -> Target:
-    if not path.is_file():
-        raise AutoloraError(f"no such file: {path}")
+def is_code(target: str) -> bool:
+    """Whether a target is a Python file or module, there or not."""
+    return _code(target) is not None
+
+
+def _code(target: str) -> re.Match[str] | None:
+    """The path or module, and the name, of a target that is code; None for a configuration."""
+    path = Path(target)
+    if path.is_dir():
+        is_package = (path / "__init__.py").is_file() and not (path / CONFIG).exists()
+        return _MODULE.fullmatch(target) if is_package else None
+    if match := _PYTHON.fullmatch(target):
+        return match
+    return None if path.exists() or path.suffix == ".json" else _MODULE.fullmatch(target)
+
+
+def _from_code(match: re.Match[str], adapters: Adapters) -> Target:
+    where, name = match[1], match["name"]
     if name == "":
         raise AutoloraError(f"nothing after the colon; TARGET must be {_ALLOWED}")
-    file = load_model_file(path, name)
-    model, given = file.model, file.inputs and partial(_meta_inputs, file.inputs, adapters.dtype)
+    label = Path(where).name
+    file = _load(where, name, match.re is _PYTHON)
+    model = file.model
+    given = file.inputs and partial(_meta_inputs, file.inputs, adapters.dtype)
+    target = Target(model, given, "" if given else f"{label} has no {INPUTS}(batch_size, seq_len)")
     if adapted_layers(model) or left_layers(model):
         _convert(model, adapters)
-        own = f"{path.name} brings its own LoRA layers: the rank it gives them holds"
+        own = f"{label} brings its own LoRA layers: the rank it gives them holds"
         notes = [] if adapters.rank is None else [own]
-        return Target(model.to("meta"), given, notes=notes)
+        return replace(target, model=model.to("meta"), notes=notes)
     if adapters.dtype is not None:
         model.to(adapters.dtype)
     notes = _add(model, adapters, adapters.adapter_dtype)
-    return Target(model.to("meta"), given, notes=notes, added=adapters)
+    return replace(target, model=model.to("meta"), notes=notes, added=adapters)
+
+
+def _load(where: str, name: str | None, is_file: bool) -> ModelFile:
+    if is_file:
+        path = Path(where)
+        if not path.is_file():
+            raise AutoloraError(f"no such file: {path}")
+        return load_model_file(path, name)
+    try:
+        return load_model_module(where, name)
+    except NoModuleError as error:
+        raise AutoloraError(
+            f"no such file, folder or module: {where} ({error}); TARGET must be {_ALLOWED}"
+        ) from error
 
 
 def _from_config(path: Path, adapters: Adapters) -> Target:
@@ -161,7 +200,7 @@ def _from_config(path: Path, adapters: Adapters) -> Target:
     adapter_dtype = adapters.adapter_dtype or (torch.float32 if narrow else None)
     notes = made.notes + _add(made.model, adapters, adapter_dtype)
     seq_len = min(DEFAULT_SEQ_LEN, made.longest or DEFAULT_SEQ_LEN)
-    return Target(made.model, made.inputs, seq_len, notes, adapters)
+    return Target(made.model, made.inputs, seq_len=seq_len, notes=notes, added=adapters)
 
 
 def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None) -> list[str]:

@@ -62,7 +62,9 @@ def run(options: Namespace) -> int:
     if options.json:
         print_json(_json(found, decisions, asked))
     else:
-        _print(found, decisions, options.argv, asked)
+        words = [word for word in options.argv[1:] if word != "--json"]
+        words += ["--", *options.arguments] if options.arguments else []
+        _print(found, decisions, words, asked)
     return 0
 
 
@@ -105,7 +107,7 @@ def _json(
 def _print(
     found: Capture,
     decisions: Mapping[BaseProblem, Decision],
-    argv: Sequence[str],
+    words: Sequence[str],
     asked: Objective,
 ) -> None:
     for title, problem in _groups(found.layers):
@@ -129,11 +131,10 @@ def _print(
         print_line(f"  its own path: {left_reason}", "yellow")
     print_line()
     reasons = _counts(found, decisions)
-    words = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.items()]
+    counts = [f"{number} {_MISS if r == 'miss' else r}" for r, number in reasons.items()]
     purpose = "" if asked == TIME else f" for {asked}"
-    print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(words)}.")
+    print_paragraph(f"{count(len(found.layers), 'layer')}{purpose}: {', '.join(counts)}.")
     if untuned := [reason for reason in _UNTUNED if reason in reasons]:
-        words = [word for word in argv[1:] if word != "--json"]
         what = f"them{_UNTUNED[untuned[0]]}"
         print_line(f"To tune {what}: autolora tune {shlex.join(words)}")
 

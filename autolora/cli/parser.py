@@ -37,13 +37,18 @@ first steps:
 
 'autolora COMMAND --help' tells more about each.
 """
+_WITH_TARGET = ("tune", "explain")
 _TARGET = """\
 TARGET is one of
-  model.py:NAME   NAME is an nn.Module or a function that returns one
+  model.py:NAME   NAME is an nn.Module, or a class or function that makes one
+                  without arguments
   model.py        the same, called model or build_model, or the only one there
+  package.module  as model.py, with :NAME or without; it is imported, with the
+                  current folder first on the path
   config.json     of a Hugging Face model, or its folder; weights are not needed
-If model.py has a function example_inputs(batch_size, seq_len), the model is run
-on what it returns (a tensor, or a tuple or dict of arguments) to see how many
+A model file or module finds the ARGUMENTS after -- in sys.argv, and no others.
+If it has a function example_inputs(batch_size, seq_len), the model is run on
+what it returns (a tensor, or a tuple or dict of arguments) to see how many
 tokens reach each layer. It runs without its numbers: no memory, little time.
 """
 
@@ -55,7 +60,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         AutoloraError: the arguments are invalid.
     """
     parser = _parser()
-    options = parser.parse_args(argv, argparse.Namespace(argv=tuple(argv)))
+    own = tuple(argv)
+    to_code: tuple[str, ...] = ()
+    if argv and argv[0] in _WITH_TARGET and "--" in argv:
+        end = own.index("--")
+        own, to_code = own[:end], own[end + 1 :]
+    options = parser.parse_args(own, argparse.Namespace(argv=own, arguments=to_code))
     if not hasattr(options, "run"):
         parser.error("no command given; one of tune, run, show, explain, check, cache, demo")
     return options
@@ -84,13 +94,14 @@ def _add_tune(commands: Any) -> None:
     tune = add_command(
         commands,
         "tune",
-        "TARGET [options]",
+        "TARGET [options] [-- ARGUMENTS]",
         "Finds the problems that a model's LoRA layers pose in training, times the\n"
         "graphs that solve each, and writes the winners to the timing cache.\n\n" + _TARGET,
         "examples:\n"
         "  autolora tune model.py:build_model --rank 8 --batch-size 4 --seq-len 512\n"
         "  autolora tune Llama-3-8B/config.json --rank 16 --tokens 512:8192 --budget 5m\n"
-        "  autolora tune model.py --rank 8 --objective memory\n",
+        "  autolora tune model.py --rank 8 --objective memory\n"
+        "  autolora tune package.module:Model --rank 8 -- --size small\n",
     )
     arguments.add_target(tune)
     measuring = tune.add_argument_group("measuring")
@@ -183,7 +194,7 @@ def _add_explain(commands: Any) -> None:
     explain = add_command(
         commands,
         "explain",
-        "TARGET [options]",
+        "TARGET [options] [-- ARGUMENTS]",
         "Says for each LoRA layer of a model which graph it would run in training,\n"
         "and whether that was measured, interpolated or not tuned at all.\n\n" + _TARGET,
         "example:\n  autolora explain model.py --rank 8 --batch-size 4 --seq-len 512\n",

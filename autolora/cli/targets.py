@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 
 from autolora.capture.capture import capture
 from autolora.capture.found import Capture
-from autolora.capture.target import Adapters, load_target
+from autolora.capture.target import Adapters, is_code, load_target
 from autolora.errors import AutoloraError
 from autolora.problem import COMPILED, DEVICES
 
@@ -18,14 +19,21 @@ from autolora.problem import COMPILED, DEVICES
 def read_target(options: Namespace, device: torch.device, most: int | None = None) -> Capture:
     """Finds the problems of TARGET; what its code prints goes to stderr.
 
+    Its code finds in ``sys.argv`` what it is called and the arguments after ``--``.
+
     Args:
         options: of the command.
         device: on which the model is trained.
         most: limit of the number of problems.
 
     Raises:
-        AutoloraError: TARGET cannot be read, or has no problem or too many.
+        AutoloraError: TARGET cannot be read, or has no problem or too many, or there are arguments
+            and no code to parse them.
     """
+    if options.arguments and not is_code(options.target):
+        raise AutoloraError(
+            f"arguments after -- go to the code of TARGET, and {options.target} holds none"
+        )
     counts = options.tokens.counts
     adapters = Adapters(
         rank=options.rank,
@@ -39,7 +47,7 @@ def read_target(options: Namespace, device: torch.device, most: int | None = Non
         lora_bias=options.lora_bias,
         quantised=options.quantised or "",
     )
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), _run_as(options.target, options.arguments):
         found = capture(
             load_target(options.target, adapters),
             device=device.type,
@@ -57,6 +65,17 @@ def read_target(options: Namespace, device: torch.device, most: int | None = Non
             "LOW:HIGH without a step is a few), or --yes to measure all of them"
         )
     return found.at(counts) if len(counts) > 1 else found
+
+
+@contextmanager
+def _run_as(target: str, arguments: Sequence[str]) -> Iterator[None]:
+    """What a program finds in ``sys.argv`` that is run by its path or the name of its module."""
+    before = sys.argv
+    sys.argv = [target.partition(":")[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def device_of(name: str | None, local: int = 0) -> torch.device:

@@ -1,6 +1,7 @@
 """The problems of a target in training, found without its weights."""
 
 import json
+import re
 import resource
 import sys
 import time
@@ -137,6 +138,7 @@ def test_tokens_override_the_run_but_keep_its_gradients(write):
         (BLOCK + "def model(): return Model()", None),
         (BLOCK + "one, two = Model(1), Model(2)", "two"),
         (BLOCK, "Model"),
+        (BLOCK.replace("class Block", "class _Block").replace("Block()", "_Block()"), None),
     ],
 )
 def test_the_model_of_a_file(write, source, name):
@@ -150,13 +152,20 @@ def test_the_model_of_a_file(write, source, name):
     ("source", "name", "message"),
     [
         ("x = 1", None, "model.py holds no model"),
+        (
+            BLOCK,
+            None,
+            "may hold several models; name one as model.py:NAME; candidates: Block, Model",
+        ),
         (BLOCK + "a = Model()\nb = Model()", None, "name one as model.py:NAME; candidates: a, b"),
         (BLOCK + "def f(): ...\ndef g(): ...", None, "candidates: f(), g()"),
         (MODEL, "modle", "model.py has no 'modle'; candidates: model"),
         (MODEL, "Block.forward", "model.py has no 'Block.forward'"),
         (MODEL, "", "nothing after the colon"),
         ("def f(width, *, depth): ...", "f", "needs arguments (width, depth)"),
-        ("x = 1", "x", "model.py:x is a int, neither an nn.Module nor a function"),
+        ("from torch import nn\nclass Wide(nn.Linear): ...", None, "model.py holds no model"),
+        ("from torch.nn import Linear", "Linear", "needs arguments (in_features, out_features)"),
+        ("x = 1", "x", "model.py:x is a int, neither an nn.Module nor a class"),
         ("def build_model(): return 'no'", None, "build_model() gave a str, not an nn.Module"),
         ("import torch\nmodel = torch.nn.Linear(8, 8)", None, "from_linear"),
         (MODEL + "def example_inputs(): ...", None, "must take (batch_size, seq_len)"),
@@ -213,9 +222,7 @@ def test_a_file_can_import_its_neighbours(write):
 
 
 @pytest.mark.parametrize(("inner", "dots"), [("", "."), ("inner", "..")])
-def test_a_relative_import_says_what_to_do_and_that_works(
-    write, tmp_path, monkeypatch, inner, dots
-):
+def test_a_relative_import_says_what_to_do_and_that_works(tmp_path, monkeypatch, inner, dots):
     package = tmp_path / f"made_up_package{len(dots)}"
     (package / inner).mkdir(parents=True)
     for folder in {package, package / inner}:
@@ -228,11 +235,12 @@ def test_a_relative_import_says_what_to_do_and_that_works(
     said = str(raised.value)
     assert "attempted relative import" in said
     assert f"line 1: from {dots}layers import Model" in said
-    assert f"Write {tmp_path / 'tune_model.py'} with the line" in said
-    (line,) = (line.strip() for line in said.splitlines() if line.startswith("  from "))
-    target = write(line.replace("NAME", "build, example_inputs"), "tune_model.py")
+    folder, module, named = re.search(r"in (.*), TARGET is (.*), or (.*):NAME$", said).groups()
+    assert (folder, module) == (str(tmp_path), named)
     monkeypatch.setattr(sys, "path", sys.path[:])
-    assert len(captured(f"{target}:build", batch_size=2, seq_len=8).layers) == 8
+    monkeypatch.chdir(folder)
+    for target in (module, f"{module}:build"):
+        assert len(captured(target, batch_size=2, seq_len=8).layers) == 8
 
 
 def test_without_example_inputs_every_layer_gets_batch_times_length(write):
