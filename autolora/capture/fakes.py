@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import DynamicOutputShapeException, FakeTensor, FakeTensorMode
@@ -228,15 +230,20 @@ def _attention(
 
 @contextmanager
 def running(mode: Fakes, seed: int) -> Iterator[None]:
-    """Enters a mode with a seed; the state of the generator is restored afterwards."""
+    """Enters a mode with a seed; the states of the generators are restored afterwards."""
     log = logging.getLogger("torch._subclasses.fake_tensor")  # it also logs what it raises
     silent = log.disabled
     log.disabled = True
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # which models draw from
     try:
         with torch.random.fork_rng(devices=[]), mode, _Attention():
             torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
             yield
     finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
         log.disabled = silent
 
 

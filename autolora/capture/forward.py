@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +49,16 @@ def call(model: nn.Module, inputs: Any) -> None:
         model(*inputs)
     else:
         model(inputs)
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Runs eagerly what torch.compile has compiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class TensorIds:

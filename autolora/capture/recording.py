@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autolora.capture.forward import eagerly
 from autolora.capture.siblings import problem_of_siblings
 from autolora.capture.varying import thinned
 from autolora.errors import AutoloraError
@@ -135,10 +135,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
     recording = Recording(model)
     shared: SharedInputs[tuple[str, BaseProblem]] = SharedInputs()
     hooks = []
-    eagerly = ExitStack()
+    stack = ExitStack()
     try:
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
-            eagerly.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly())
         for name, module in _layers(model, recording):
             # after the call, when other hooks have changed its arguments; and also if it raises,
             # since checkpointing ends its last call by an exception
@@ -151,7 +150,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
             )
         yield recording
     finally:
-        eagerly.close()
+        stack.close()
         for handle in hooks:
             handle.remove()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.capture.fakes import Fakes, running
-from autolora.capture.forward import TensorIds, call, intercept
+from autolora.capture.forward import TensorIds, call, eagerly, intercept
 from autolora.capture.found import Capture, distinct, note_problem
 from autolora.capture.varying import Varying, varying_layers
 from autolora.capture.weightless import without_weights
@@ -89,6 +89,7 @@ def _run(
     mode = Fakes()
     with (
         without_weights(model, mode),
+        eagerly(),
         running(mode, seed),
         torch.enable_grad(),
         torch.autocast("cpu", autocast) if autocast else nullcontext(),

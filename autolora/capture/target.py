@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.capture.experts import notes_of_experts
-from autolora.capture.hf_config import CONFIG, load_config
+from autolora.capture.hf_config import CONFIG, LONGEST, HFInputs, hf_inputs_of, load_config
 from autolora.capture.model_file import (
     INPUTS,
     ModelFile,
@@ -29,7 +29,7 @@ from autolora.nn.adding import adapt
 from autolora.nn.layer_state import choose_anew
 from autolora.problem import QUANTISED, BaseProblem, Problem
 
-DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, 512
+DEFAULT_BATCH_SIZE, DEFAULT_SEQ_LEN = 4, LONGEST
 
 _PYTHON = re.compile(r"(?P<path>.+\.py)(?::(?P<name>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)(?::(?P<name>.*))?", re.DOTALL)
@@ -107,7 +107,7 @@ class Target:
     Args:
         model: with LoRA layers, in train mode, on the meta device.
         inputs: ``(batch_size, seq_len)`` → the arguments of its forward, on the meta device; None
-            if these are not known.
+            unless the user's code says so.
         lack: why it has no ``inputs``, ``""`` where none are expected.
         seq_len: default sequence length.
         notes: what was ignored or left out.
@@ -160,7 +160,13 @@ def _from_code(match: re.Match[str], adapters: Adapters) -> Target:
     file = _load(where, name, match.re is _PYTHON)
     model = file.model
     given = file.inputs and partial(_meta_inputs, file.inputs, adapters.dtype)
-    target = Target(model, given, "" if given else f"{label} has no {INPUTS}(batch_size, seq_len)")
+    made = None if given else hf_inputs_of(model)
+    target = Target(
+        model,
+        given,
+        "" if given else f"{label} has no {INPUTS}(batch_size, seq_len)",
+        made.seq_len if made else DEFAULT_SEQ_LEN,
+    )
     if adapted_layers(model) or left_layers(model):
         _convert(model, adapters)
         own = f"{label} brings its own LoRA layers: the rank it gives them holds"
@@ -195,12 +201,11 @@ def _from_config(path: Path, adapters: Adapters) -> Target:
         raise AutoloraError(f"no such file or folder: {path}; TARGET must be {_ALLOWED}")
     elif path.suffix != ".json":
         raise AutoloraError(f"{path} is neither Python nor JSON; TARGET must be {_ALLOWED}")
-    made = load_config(path, adapters.dtype)
-    narrow = made.model.dtype in (torch.bfloat16, torch.float16)
+    model, ignored = load_config(path, adapters.dtype)
+    narrow = model.dtype in (torch.bfloat16, torch.float16)
     adapter_dtype = adapters.adapter_dtype or (torch.float32 if narrow else None)
-    notes = made.notes + _add(made.model, adapters, adapter_dtype)
-    seq_len = min(DEFAULT_SEQ_LEN, made.longest or DEFAULT_SEQ_LEN)
-    return Target(made.model, made.inputs, seq_len=seq_len, notes=notes, added=adapters)
+    notes = ignored + _add(model, adapters, adapter_dtype)
+    return Target(model, seq_len=HFInputs(model).seq_len, notes=notes, added=adapters)
 
 
 def _add(model: nn.Module, adapters: Adapters, adapter_dtype: torch.dtype | None) -> list[str]:

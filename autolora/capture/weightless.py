@@ -1,8 +1,13 @@
-"""A model whose weights are replaced by fake tensors while its code runs."""
+"""A model whose weights are replaced by fake tensors while its code runs.
+
+What torch knows no shapes of, or what hides the gradients of a forward pass, is replaced as well:
+kernels of attention that are not torch's, and checkpointing of transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,20 +17,29 @@ from torch import Tensor, nn
 
 from autolora.capture.fakes import Fakes
 
+_CHECKPOINTS = "gradient_checkpointing"  # a forward in a reentrant checkpoint has no gradients
+_KERNELS = "_attn_implementation_internal"  # of a configuration of transformers
+
 
 @contextmanager
 def without_weights(model: nn.Module, mode: Fakes) -> Iterator[None]:
-    """Replaces a model's parameters and buffers by fake tensors, and restores its modules.
+    """Replaces a model's parameters and buffers by fake tensors, and restores the model.
 
     Args:
         model: whatever else is set on its modules inside is undone as well.
         mode: of the fake tensors; not entered yet.
     """
     modules = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    dictionaries: list[dict[str, Any]] = [
-        each
-        for module in modules
-        for each in (vars(module), module._parameters, module._buffers, module._modules)
+    configs = {id(config): vars(config) for config in _configs(modules)}.values()
+    dictionaries: list[dict[Any, Any]] = [
+        *configs,
+        *map(vars, modules),
+        *(  # parameters, buffers, children, hooks, and what its code keeps
+            each
+            for module in modules
+            for each in vars(module).values()
+            if type(each) in (dict, OrderedDict)
+        ),
     ]
     kept = [dict(each) for each in dictionaries]
     made: dict[Tensor, Tensor] = {}  # tied weights stay tied
@@ -39,11 +53,25 @@ def without_weights(model: nn.Module, mode: Fakes) -> Iterator[None]:
         for module in modules:
             _replace(module, like)
             vars(module)["_apply"] = partial(_apply, module)
+            if _CHECKPOINTS in vars(module):
+                vars(module)[_CHECKPOINTS] = False
+        for config in configs:
+            config[_KERNELS] = "sdpa"
         yield
     finally:
         for dictionary, before in zip(dictionaries, kept, strict=True):
             dictionary.clear()
             dictionary.update(before)
+
+
+def _configs(modules: Sequence[nn.Module]) -> list[Any]:
+    """The configurations of modules of transformers whose attention is not computed by torch."""
+    configs = (vars(module).get("config") for module in modules)
+    return [
+        config
+        for config in configs
+        if getattr(config, _KERNELS, None) not in (None, "eager", "sdpa")
+    ]
 
 
 def _replace(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:

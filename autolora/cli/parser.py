@@ -47,9 +47,10 @@ TARGET is one of
                   current folder first on the path
   config.json     of a Hugging Face model, or its folder; weights are not needed
 A model file or module finds the ARGUMENTS after -- in sys.argv, and no others.
-If it has a function example_inputs(batch_size, seq_len), the model is run on
-what it returns (a tensor, or a tuple or dict of arguments) to see how many
-tokens reach each layer. It runs without its numbers: no memory, little time.
+The model's code is run to see how many tokens reach each layer, without its
+numbers: no memory, little time. A model of transformers gets inputs made from
+its configuration. Another one gets what example_inputs(batch_size, seq_len),
+a function beside it, returns: a tensor, or a tuple or dict of arguments.
 """
 
 

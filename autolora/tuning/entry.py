@@ -64,6 +64,9 @@ def tune(
 ) -> TuneResult:
     """Times the valid graphs of every problem that is not in the cache file yet.
 
+    A model of transformers is run without its numbers, on inputs made from its configuration, to
+    see which layers need the gradient of their input, and which share it.
+
     The layers of a tuned or recorded model use the new timings from their next call on, unless the
     user has frozen them (see :func:`~autolora.freeze`). A model is tuned for the ``torch.autocast``
     that is active now, a recording for what was recorded.
@@ -149,6 +152,8 @@ def _of_model(model: nn.Module, tokens: Tokens) -> _Asked:
     on = torch.is_autocast_enabled(device.type)
     autocast = torch.get_autocast_dtype(device.type) if on else None
     capture = model_problems(model, tokens.counts, autocast)
+    for note in capture.notes:
+        logger.warning("%s", note)
     if not capture.problems:
         reasons = ", ".join(dict.fromkeys(reason for _, reason in capture.left))
         raise AutoloraError(f"no LoRA layer of this model can be tuned: {reasons}")

@@ -11,8 +11,8 @@ from torch import nn
 import autolora
 from autolora.capture.capture import capture
 from autolora.capture.experts import notes_of_experts
-from autolora.capture.forward import example_of
 from autolora.capture.found import at_loads
+from autolora.capture.hf_config import hf_inputs_of
 from autolora.capture.run import run_problems
 from autolora.capture.target import Adapters, load_target
 from autolora.nn.adapted import adapted_layers
@@ -166,7 +166,7 @@ def captured(config, folder, **options):
     target = load_target(str(path), Adapters(4, **options))
     found = capture(target, device="cpu", batch_size=2, seq_len=16)
     model = autolora.add_lora(type(target.model)(target.model.config), rank=4, **options).train()
-    given = example_of(target.inputs, 2, 16)
+    given = hf_inputs_of(target.model).batch(2, 16)
     model(**{name: torch.randn(x.shape) if x.is_meta else x for name, x in given.items()})
     return found, {(layer.name, layer.problem) for layer in autolora.explain(model).layers}
 
@@ -202,7 +202,7 @@ def test_a_model_that_is_shown_an_image_larger_than_its_text(tmp_path):
     assert {problem.tokens for problem in found.problems} == {130, 128, 2 * 65}
 
 
-def test_images_of_no_fixed_size_are_not_shown(tmp_path):
+def test_images_of_any_size_are_taken_to_have_one(tmp_path):
     config = {
         **looking("qwen2_vl", "qwen2_vl_text", ""),
         "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
@@ -213,8 +213,9 @@ def test_images_of_no_fixed_size_are_not_shown(tmp_path):
         config["text_config"]["rope_scaling"] = rope
     found, asked = captured(config, tmp_path)
     assert set(found.layers) == asked
-    assert {why for _, why in found.left} == {"not called"}
-    assert all(".visual." in name for name, _ in found.left)
+    assert found.left == []
+    assert {problem.tokens for problem in found.problems} == {2 * 32 * 32, 2 * 16 * 16, 2 * 257}
+    assert found.notes == ["its images may have any size: here 448 × 448 pixels"]
 
 
 def test_an_encoder_and_a_decoder_of_other_lengths():

@@ -1,4 +1,4 @@
-"""TARGET: modules, classes, code with arguments of its own."""
+"""TARGET: modules, classes, code with arguments of its own, models without example inputs."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import QUICK
+from small_llama import SIZES
 
 LAYERS = """
 from torch import nn
@@ -154,8 +155,43 @@ def test_a_module_that_fails_on_the_meta_device_is_imported_anew(autolora, packa
     assert completed.err.count("loading made_up_models.net") == 2
 
 
-def test_a_process_of_its_own():
-    words = ("explain", "made_up_models.net:Net", *R, "--json")
+def test_a_process_of_its_own_with_a_model_that_says_nothing_of_inputs(package):
+    pytest.importorskip("transformers")
+    (package / "llama.py").write_text(
+        "import sys\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"config = LlamaConfig(**{SIZES!r})\n"
+        "config.num_hidden_layers = int(sys.argv[1])\n"
+        "class Llama(LlamaForCausalLM):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(config)\n",
+        encoding="utf-8",
+    )
+    words = ("explain", "made_up_models.llama:Llama", *R, "--json", "--", "1")
     command = [sys.executable, "-m", "autolora", *words]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert len(json.loads(run.stdout)["layers"]) == 2
+    document = json.loads(run.stdout)
+    assert document["notes"] == []
+    problems = [layer["problem"] for layer in document["layers"]]
+    assert {problem["tokens"] for problem in problems} == {16}
+    assert [len(problem["gradients"]) for problem in problems] == [2] * 3 + [3] * 4
+
+
+def test_why_inputs_could_not_be_made_is_said_once(autolora):
+    pytest.importorskip("transformers")
+    Path("fails.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"model = LlamaForCausalLM(LlamaConfig(**{SIZES!r}))\n"
+        "def forward(*_, **__): raise RuntimeError('it wants numbers')\n"
+        "model.model.forward = forward\n",
+        encoding="utf-8",
+    )
+    completed = autolora("tune", "fails.py", *R, "--effort", "estimate")
+    assert completed.code == 0
+    said = " ".join(completed.err.split())
+    assert said.count("it wants numbers") == 1
+    assert (
+        "fails.py has no example_inputs(batch_size, seq_len), and the model cannot be run on "
+        "inputs made from its configuration (RuntimeError: it wants numbers): every layer is "
+        "taken to get 16 tokens, 2 sequences of 8"
+    ) in said

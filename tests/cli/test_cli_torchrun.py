@@ -13,6 +13,7 @@ import torch
 from commands import MODEL, QUICK
 from made_up_ranks import MEASURED, crossing, environ, free_port, lines, made_up_clock, start
 from rank_clusters import Clock, ranks
+from small_llama import SIZES
 
 from autolora import TimingCache
 from autolora.cli import main, tune
@@ -118,6 +119,41 @@ def test_under_torchrun_and_once_more(path):
     assert "0 problems measured, 2 already in the cache" in flat(out)
     assert lines(MEASURED) == []
     assert Path("quiet.json").read_bytes() == before
+
+
+def test_ranks_find_the_same_problems_in_a_module_with_arguments(
+    path, tmp_path, monkeypatch, capsys
+):
+    """Of a model whose inputs are made from its configuration; one layer of it gets none."""
+    pytest.importorskip("transformers")
+    Path("llamas").mkdir()
+    Path("llamas/__init__.py").touch()
+    Path("llamas/sizes.py").write_text(f"SIZES = {SIZES!r}", encoding="utf-8")
+    Path("llamas/model.py").write_text(
+        "import sys\n"
+        "from torch import nn\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from .sizes import SIZES\n"
+        "class Llama(LlamaForCausalLM):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(LlamaConfig(**SIZES))\n"
+        "        self.model.spare = nn.Linear(32, int(sys.argv[1]))\n",
+        encoding="utf-8",
+    )
+    target = ("llamas.model:Llama", "--target-modules", "o_proj,down_proj,spare")
+    completed = end(start(("tune", *target, *QUICK, "--", "40")))
+    assert [code for code, *_ in completed] == [0, 0], completed
+    assert "layer model.spare: not called in a run on inputs made from" in completed[0][2]
+    problems = {record.problem for record in TimingCache.load(path).records}
+    assert sorted(lines(MEASURED)) == sorted(map(str, problems))  # each by one of the ranks
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    sizes = ("--rank", "2", "--batch-size", "2", "--seq-len", "8")
+    assert main(["explain", *target, *sizes, "--json", "--", "40"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    known = [problem.to_json() for problem in problems]
+    assert len(layers) == 2 + 2 + 2  # the spare one with and without the gradient of its input
+    assert all(layer["problem"] in known for layer in layers)
+    assert all(problem in [layer["problem"] for layer in layers] for problem in known)
 
 
 # ---- losing ranks
