@@ -19,6 +19,8 @@ from autolora.capture.varying import note_of
 from autolora.errors import AutoloraError
 from autolora.nn.adapted import AdaptedLayer, adapted_layers, left_layers
 from autolora.nn.layer_state import layer_states
+from autolora.nn.sharding.units import needs_other_ranks
+from autolora.nn.sharding.whole import whole_parameters
 from autolora.nn.siblings.family import families
 
 _FEW = 64  # tokens of a sequence in a run that is not asked for token counts
@@ -148,13 +150,14 @@ def _run_on_made_inputs(
     Returns:
         Its problems; or why there are none, which is ``""`` if the model is not of transformers.
     """
-    inputs = hf_inputs_of(model)
+    inputs = None if needs_other_ranks(model) else hf_inputs_of(model)
     if inputs is None:
         return ""
     sized = length is not None
     length = length or min(inputs.seq_len, _FEW)
     try:
-        found = run_problems(model, inputs.batch(batch, length), autocast, device)
+        with whole_parameters(model):
+            found = run_problems(model, inputs.batch(batch, length), autocast, device)
     except Exception as error:  # of any model that cannot run on these, or without numbers
         made = "inputs made from its configuration"
         return f"the model cannot be run on {made} ({summary_of(error)})"

@@ -27,6 +27,7 @@ from autolora.nn.experts.call import call_of, problems_of_call
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import PLAIN
 from autolora.nn.linear import LoRALinear
+from autolora.nn.sharding.whole import whole_parameters
 from autolora.nn.siblings.inputs import SharedInputs
 from autolora.nn.statement import problem_of_call
 from autolora.objective import Objective
@@ -155,18 +156,21 @@ def record(model: nn.Module) -> Iterator[Recording]:
             handle.remove()
 
 
-def _layers(model: nn.Module, recording: Recording) -> Iterator[tuple[str, nn.Module]]:
+def _layers(model: nn.Module, recording: Recording) -> list[tuple[str, nn.Module]]:
     """The LoRA layers that may have problems; the others are added to ``recording.left``."""
     within: set[Any] = set()  # the wrappers inside another, which notes their problems
-    for name, module in lora_modules(model):
-        if is_wrapped_experts(module):
-            within.add(module.base_layer)
-        if module in within:
-            continue
-        if reason := why_never(module):
-            recording.left.append((name, reason))
-        else:
-            yield name, module
+    found = []
+    with whole_parameters(model):
+        for name, module in lora_modules(model):
+            if is_wrapped_experts(module):
+                within.add(module.base_layer)
+            if module in within:
+                continue
+            if reason := why_never(module):
+                recording.left.append((name, reason))
+            else:
+                found.append((name, module))
+    return found
 
 
 def _current_tensors(module: Any) -> tuple[LayerTensors, float] | str:
@@ -187,6 +191,10 @@ def _hook(recording: Recording, shared: SharedInputs[tuple[str, BaseProblem]], n
         if not torch.is_grad_enabled():
             recording.untrained += 1
             return
+        with whole_parameters(module):  # one that is sharded by itself is so again
+            note_call(module, args, kwargs)
+
+    def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_wrapped_experts(module):
             _note_experts(recording, name, module, args, kwargs)
             return

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.capture.fakes import Fakes
+from autolora.nn.sharding.units import is_unit
 
 _CHECKPOINTS = "gradient_checkpointing"  # a forward in a reentrant checkpoint has no gradients
 _KERNELS = "_attn_implementation_internal"  # of a configuration of transformers
@@ -53,6 +54,8 @@ def without_weights(model: nn.Module, mode: Fakes) -> Iterator[None]:
         for module in modules:
             _replace(module, like)
             vars(module)["_apply"] = partial(_apply, module)
+            if is_unit(module):  # whose hooks would gather its weights from other ranks
+                vars(module).update(_forward_pre_hooks={}, _forward_hooks={})
             if _CHECKPOINTS in vars(module):
                 vars(module)[_CHECKPOINTS] = False
         for config in configs:

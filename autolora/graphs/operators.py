@@ -62,6 +62,12 @@ def _operator() -> Any:
     return operator if torch.equal(made, left @ right.t()) else None
 
 
+def quant_state_of(layer: Any) -> Any:
+    """The state of a layer's 4-bit weight, None if it has none; of sharded weights the layer's."""
+    state = getattr(layer._parameters["weight"], "quant_state", None)
+    return getattr(layer, "quant_state", None) if state is None else state
+
+
 def dequantize(layer: Any, dtype: torch.dtype) -> Tensor:
     """The weight of a quantised layer, ``(out_features, in_features)``, as its forward uses it.
 
@@ -71,7 +77,7 @@ def dequantize(layer: Any, dtype: torch.dtype) -> Tensor:
     """
     parameters = layer._parameters
     weight = parameters["weight"]
-    state = getattr(weight, "quant_state", None)
+    state = quant_state_of(layer)
     if state is not None:
         functional = sys.modules["bitsandbytes.functional"]
         return functional.dequantize_4bit(weight.data, state).to(dtype)  # type: ignore[no-any-return]

@@ -18,7 +18,8 @@ from autolora.nn.experts.native import adapted_weights as own_weights
 from autolora.nn.experts.statement import state_experts
 from autolora.nn.layer_state import LayerState
 from autolora.nn.linear import LoRALinear
-from autolora.nn.statement import layer_facts, state_problem, trainable
+from autolora.nn.sharding.whole import device_of, whole_parameters
+from autolora.nn.statement import layer_facts, state_problem, trainable, why_trained
 from autolora.problem import EAGER, LOADS, BaseProblem, Experts
 
 
@@ -30,7 +31,7 @@ class AdaptedLayer:
         name: path in the model.
         module: a :class:`~autolora.LoRALinear`, a :class:`~autolora.LoRAExperts` or a LoRA layer of
             PEFT.
-        tensors: of the layer.
+        tensors: of the layer, as in its forward pass; of sharded ones without their numbers.
         dropout: probability in training.
         state: of the layer; a new one if a PEFT layer is not accelerated yet.
     """
@@ -62,8 +63,11 @@ class AdaptedLayer:
             mode: how the layer runs.
 
         Raises:
-            ValueError: there are no graphs for a dtype or the device.
+            ValueError: there are no graphs for a dtype or the device, or the base is trained too.
         """
+        needed = gradients is None or len(gradients) > 0
+        if training and needed and (reason := why_trained(self.tensors)):
+            raise ValueError(reason)
         compute_dtype = self.state.policy.compute_dtype or autocast or self.tensors[2].dtype
         return state_problem(
             layer_facts(self.tensors),
@@ -83,8 +87,8 @@ class AdaptedLayer:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.weights["A"].device
+        """The device that the layer computes on."""
+        return device_of(self.weights["A"])
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -145,6 +149,7 @@ class AdaptedExperts(AdaptedLayer):
             self.experts,
             self.tensors[2],
             self.tensors[3],
+            dtype=self.base_dtype,
             tokens=tokens,
             top_k=self.top_k,
             device=device or self.device.type,
@@ -212,7 +217,8 @@ def left_layers(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _survey(model: nn.Module) -> list[tuple[str, AdaptedLayer | str]]:
-    return [(name, _adapted(name, module)) for name, module in lora_modules(model)]
+    with whole_parameters(model):
+        return [(name, _adapted(name, module)) for name, module in lora_modules(model)]
 
 
 def _adapted(name: str, module: Any) -> AdaptedLayer | str:
@@ -220,7 +226,7 @@ def _adapted(name: str, module: Any) -> AdaptedLayer | str:
         own = module._tensors_now()
         if isinstance(own, str):
             return own
-        return AdaptedLayer(name, module, own[0], module.dropout, module._autolora)
+        return _layer(name, module, own[0], module.dropout, module._autolora)
     if reason := why_never(module):
         return reason
     if is_wrapped_experts(module):
@@ -231,7 +237,15 @@ def _adapted(name: str, module: Any) -> AdaptedLayer | str:
     if isinstance(found, str):
         return found
     state = getattr(module, "_autolora", None) or LayerState()
-    return AdaptedLayer(name, module, found[0], training_dropout(module), state)
+    return _layer(name, module, found[0], training_dropout(module), state)
+
+
+def _layer(
+    name: str, module: Any, tensors: LayerTensors, dropout: float, state: LayerState
+) -> AdaptedLayer | str:
+    if any(tensor.dim() != 2 for tensor in tensors[2:4]):
+        return "weights that are not there between its calls"
+    return AdaptedLayer(name, module, tensors, dropout, state)
 
 
 def _adapted_experts(name: str, wrapper: Any) -> AdaptedLayer | str:

@@ -15,9 +15,16 @@ from torch.nn.modules.module import (
 )
 
 from autolora.graphs.function import LayerTensors
+from autolora.graphs.operators import quant_state_of
+from autolora.nn.sharding.units import SPLIT, is_split, why_apart
 
-_NOT_PLAIN = "tensor subclasses or missing weights"
 PLAIN = (Parameter, Tensor)  # subclasses may redefine products
+# subclasses of torch.nn.Linear that compute what it computes
+_AS_LINEAR = {
+    "torch.nn.modules.linear": "NonDynamicallyQuantizableLinear",
+    "transformers.models.esm.modeling_esmfold": "EsmFoldLinear",
+    "transformers.models.falcon.modeling_falcon": "FalconLinear",
+}
 
 
 def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) -> LayerTensors | str:
@@ -35,16 +42,16 @@ def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) ->
         return _special_tensors(base, lora_A, lora_B, magnitude)
     for part in (base, lora_A, lora_B):
         if type(part) is not Linear:
-            return f"a part of type {type(part).__name__}"
+            return why_apart(part) or f"a part of type {type(part).__name__}"
         if (
             part._forward_hooks
             or part._forward_pre_hooks
             or part._backward_hooks
             or part._backward_pre_hooks
         ):
-            return "hooks on its parts"
+            return why_apart(part) or "hooks on its parts"
         if "forward" in part.__dict__:
-            return "a replaced forward on its parts"
+            return why_apart(part) or "a replaced forward on its parts"
     if (
         _global_forward_hooks
         or _global_forward_pre_hooks
@@ -56,9 +63,9 @@ def plain_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any = None) ->
     W, b, A, B = own.get("weight"), own.get("bias"), narrow.get("weight"), wide.get("weight")
     c = wide.get("bias")
     if not (type(W) in PLAIN and type(A) in PLAIN and type(B) in PLAIN):
-        return _NOT_PLAIN
+        return _why_not_plain(W, A, B)
     if (b is not None and type(b) not in PLAIN) or (c is not None and type(c) not in PLAIN):
-        return _NOT_PLAIN
+        return _why_not_plain(b, c)
     if narrow.get("bias") is not None:
         return "a bias in lora_A"
     return W, b, A, B, c, None
@@ -78,13 +85,13 @@ def _special_tensors(base: Any, lora_A: Any, lora_B: Any, magnitude: Any) -> Lay
     if magnitude is not None:
         M = magnitude._parameters.get("weight")
         if type(M) not in PLAIN:
-            return _NOT_PLAIN
+            return _why_not_plain(M)
         if c is not None:
             return "DoRA with a bias in lora_B"
         if base_layout(base) == "int8":
             return "DoRA on 8-bit weights"
     if (type(W) not in PLAIN and W is not base) or (b is not None and type(b) not in PLAIN):
-        return _NOT_PLAIN
+        return _why_not_plain(W, b)
     return W, b, A, B, c, M
 
 
@@ -93,6 +100,8 @@ def base_layout(base: Any) -> str:
     if type(base) is Linear:
         return "linear"
     module, name = type(base).__module__, type(base).__name__
+    if _AS_LINEAR.get(module) == name:
+        return "linear"
     if name == "Conv1D" and module == "transformers.pytorch_utils":
         return "conv1d"
     if module == "bitsandbytes.nn.modules" and name in ("Linear4bit", "Linear8bitLt"):
@@ -118,10 +127,12 @@ def dropout_of(layer: Any) -> float | str:
 def changed(module: Any) -> str:
     """Why a module may not compute what its class does, ``""`` if nothing about it was changed."""
     if module._forward_hooks or module._forward_pre_hooks:
-        return "hooks on its parts"
+        return why_apart(module) or "hooks on its parts"
     if module._backward_hooks or module._backward_pre_hooks:
-        return "hooks on its parts"
-    return "a replaced forward on its parts" if "forward" in module.__dict__ else ""
+        return why_apart(module) or "hooks on its parts"
+    if "forward" in module.__dict__:
+        return why_apart(module) or "a replaced forward on its parts"
+    return ""
 
 
 def _base_weight(base: Any) -> Any:
@@ -130,9 +141,9 @@ def _base_weight(base: Any) -> Any:
     if layout == "linear":
         return weight
     if layout == "conv1d":
-        return weight.t() if type(weight) in PLAIN else _NOT_PLAIN
+        return weight.t() if type(weight) in PLAIN else _why_not_plain(weight)
     if layout == "nf4":
-        state = getattr(weight, "quant_state", None)
+        state = quant_state_of(base)
         if state is None or base.compute_dtype is None:
             return "a weight that is not quantised yet"
         if state.quant_type != "nf4":
@@ -148,4 +159,17 @@ def _base_weight(base: Any) -> Any:
         if weight.CB is None and base.state.CB is None:
             return "a weight that is not quantised yet"
         return base
-    return f"a base of type {type(base).__name__}"
+    return why_apart(base) or f"a base of type {type(base).__name__}"
+
+
+def _why_not_plain(*tensors: Any) -> str:
+    """Why the graphs cannot compute with tensors, of which some are no plain tensors."""
+    odd = [each for each in tensors if each is not None and type(each) not in PLAIN]
+    if not odd:
+        return "missing weights"
+    if is_split(odd[0]):
+        return SPLIT
+    kind = type(odd[0])
+    if kind.__module__.partition(".")[0] == "torchao":
+        return "a torchao layer"
+    return f"weights of type {kind.__name__}"

@@ -21,6 +21,8 @@ from autolora.nn.freezing.agreement import in_group
 from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout
+from autolora.nn.sharding.units import sharded_class, unsharded_class, why_apart
+from autolora.nn.sharding.whole import numbers_of, whole_parameters
 
 try:
     from peft.tuners import lora
@@ -35,6 +37,17 @@ except ImportError as error:  # pragma: no cover - depends on the environment
     ) from error
 
 _QUANTISED = ("Linear4bit", "Linear8bitLt")
+_BASES = {  # what a layer is to a user, by the module of PEFT that its class is in
+    "aqlm": "an AQLM layer",
+    "awq": "an AWQ layer",
+    "eetq": "an EETQ layer",
+    "gptq": "a GPTQ layer",
+    "hqq": "an HQQ layer",
+    "inc": "a layer of Intel Neural Compressor",
+    "te": "a layer of Transformer Engine",
+    "torchao": "a torchao layer",
+    "tp_layer": "a parallel layer of Megatron",
+}
 
 
 class Accelerated:
@@ -90,6 +103,9 @@ if PEFTsWrapper is not None:
 def accelerated_class(kind: type) -> type | None:
     """The accelerated subclass of a LoRA layer's class, None if there is none."""
     name = kind.__name__
+    if (inner := unsharded_class(kind)) is not kind:
+        made = accelerated_class(inner)
+        return None if made is None else sharded_class(kind, made)
     if name in _QUANTISED and kind is getattr(lora, name, None) and kind not in _CLASSES:
         _CLASSES[kind] = type(name, (Accelerated, kind), {"__module__": __name__})
     return _CLASSES.get(kind)
@@ -186,22 +202,22 @@ def accelerate(
     wanted = objective_of(objective, max_saved_bytes)
     report = Acceleration()
     taken = []
-    for name, layer in lora_layers(model):
-        reason = why_left(layer)
-        if reason:
-            _restore(layer)
-            report.left.append((name, reason))
-            continue
-        if not isinstance(layer, Accelerated):
-            layer.__class__ = accelerated_class(type(layer))
-            layer._autolora = LayerState(compute_dtype, wanted, siblings)
-        elif not layer._autolora.chooses(compute_dtype, wanted, siblings):
-            layer._autolora = LayerState(compute_dtype, wanted, siblings)
-        report.taken.append(name)
-        taken.append((name, layer))
-    for name, layer in taken:
-        if reason := path_of_peft(layer):
-            report.notes.append((name, reason))
+    with whole_parameters(model):
+        for name, layer in lora_layers(model):
+            if reason := why_left(layer):
+                _restore(layer)
+                report.left.append((name, reason))
+                continue
+            if not isinstance(layer, Accelerated):
+                layer.__class__ = accelerated_class(type(layer))
+                layer._autolora = LayerState(compute_dtype, wanted, siblings)
+            elif not layer._autolora.chooses(compute_dtype, wanted, siblings):
+                layer._autolora = LayerState(compute_dtype, wanted, siblings)
+            report.taken.append(name)
+            taken.append((name, layer))
+        for name, layer in taken:
+            if reason := path_of_peft(layer):
+                report.notes.append((name, reason))
     if not report.taken and not report.left:
         raise AutoloraError(
             f"this {type(model).__name__} holds no PEFT LoRA layer; make one with "
@@ -232,8 +248,10 @@ def path_of_peft(layer: Any) -> str:
 def _restore(layer: Any) -> bool:
     if not isinstance(layer, Accelerated):
         return False
-    kinds: tuple[Any, ...] = type(layer).__mro__
-    layer.__class__ = next(kind for kind in kinds if not issubclass(kind, Accelerated))
+    kind = type(layer)
+    inner = unsharded_class(kind)
+    plain = next(each for each in inner.__mro__ if not issubclass(each, Accelerated))
+    layer.__class__ = plain if inner is kind else sharded_class(kind, plain)
     del layer._autolora
     return True
 
@@ -247,20 +265,22 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def why_left(layer: Any) -> str:
     """Why a LoRA layer of PEFT cannot be accelerated, ``""`` if it can."""
-    kind = type(layer)
+    kind = unsharded_class(type(layer))
     if not isinstance(layer, Accelerated) and accelerated_class(kind) is None:
-        return f"a {kind.__module__.rpartition('.')[2]}.{kind.__name__} layer"
+        module = kind.__module__.rpartition(".")[2]
+        return _BASES.get(module) or f"a {module}.{kind.__name__} layer"
     base = layer._modules.get("base_layer")
     if PEFTsWrapper is not None and isinstance(layer, PEFTsWrapper):
         if reason := why_wrapper_left(layer):
             return reason
     elif not base_layout(base):
-        return f"its base is a {type(base).__name__}"
+        return why_apart(base) or f"its base is a {type(base).__name__}"
     if "forward" in layer.__dict__:
         return "its forward was replaced"
     if reason := unexpected(layer):
         return reason
     for adapter, weight in adapter_weights(layer):
+        weight = numbers_of(weight)
         if not weight.is_meta and not bool(weight.isfinite().all()):
             return f"its adapter {adapter} holds numbers that are not finite"
     return ""

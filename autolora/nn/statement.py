@@ -26,6 +26,7 @@ Call = tuple[str, int, bool, bool, torch.dtype, bool, torch.dtype | None, bool, 
 
 _DTYPES = {getattr(torch, name): name for name in DTYPES}
 _ADAPTER = ("A", "B", "c", "M")
+_TRAINED = "the base layer is trained too"
 
 
 def layer_facts(tensors: LayerTensors) -> Layer:
@@ -117,6 +118,17 @@ def trainable(tensors: LayerTensors) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in every.items() if isinstance(tensor, Tensor)}
 
 
+def why_trained(tensors: LayerTensors) -> str:
+    """Why the base layer needs gradients, ``""`` if it does not."""
+    for each in tensors[:2]:
+        if isinstance(each, Tensor) and each.requires_grad:
+            own = getattr(each, "_fsdp_flattened", False)
+            if own or getattr(each._base, "_is_flat_param", False):
+                return "its base is flattened with trained parameters (FullyShardedDataParallel)"
+            return _TRAINED
+    return ""
+
+
 def problem_of(
     layer: Layer,
     call: Call,
@@ -158,7 +170,7 @@ def problem_of(
             "" if A[0] != B[0] else ", its bias or magnitude of another dtype"
         )
     if grad and any(each is not None and each[1] for each in (W, b)):
-        return "the base layer is trained too"
+        return _TRAINED
     leaves = {"X": needs_dx, **dict(zip(_ADAPTER, (e and e[1] for e in stored[2:]), strict=True))}
     return state_problem(
         layer,
@@ -192,7 +204,8 @@ def problem_of_call(
 ) -> Problem | str:
     """The problem that an eager call poses, or the reason why there are no graphs for it."""
     tokens = x.numel() // (x.shape[-1] or 1) if x.dim() else 1
-    return problem_of(layer_facts(tensors), call_facts(x, tensors, p), tokens, compute_dtype)
+    found = problem_of(layer_facts(tensors), call_facts(x, tensors, p), tokens, compute_dtype)
+    return why_trained(tensors) if found == _TRAINED else found
 
 
 def _name(dtype: Any) -> str:

@@ -101,6 +101,7 @@ def problems_of(
             module,
             A,
             B,
+            dtype=dtype,
             tokens=x.shape[0],
             top_k=call.ids.shape[1],
             device=x.device.type,

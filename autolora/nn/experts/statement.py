@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autolora.nn.experts.module import implementation_of
@@ -16,6 +17,7 @@ def state_experts(
     A: Tensor,
     B: Tensor,
     *,
+    dtype: torch.dtype,
     tokens: int,
     top_k: int,
     device: str,
@@ -28,6 +30,7 @@ def state_experts(
         module: of experts.
         A: the adapters of all experts, ``(experts × rank, in_features)``.
         B: ``(out_features, rank × experts)``.
+        dtype: of the experts' weights.
         tokens: that the router gets.
         top_k: experts of each token.
         device: its type.
@@ -37,7 +40,6 @@ def state_experts(
     Raises:
         ValueError: there are no graphs for a dtype or the device.
     """
-    weight = module._parameters["down_proj"]
     return Experts(
         in_features=A.shape[1],
         out_features=B.shape[0],
@@ -45,7 +47,7 @@ def state_experts(
         experts=module.num_experts,
         top_k=top_k,
         rank=A.shape[0] // module.num_experts,
-        dtype=_name(weight.dtype),
+        dtype=_name(dtype),
         device=device,
         layout="conv1d" if module.is_transposed else "linear",
         bias=bool(module.has_bias),

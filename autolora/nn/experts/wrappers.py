@@ -6,11 +6,11 @@ from typing import Any
 
 import peft
 from peft.tuners import lora
-from torch import nn
 
 from autolora.nn.experts.call import AdaptedWeight
 from autolora.nn.experts.chain import adapted_by, wrapped, wrappers_from
 from autolora.nn.experts.module import is_experts, why_not
+from autolora.nn.layer_tensors import base_layout
 from autolora.nn.peft_internals import peft_factors
 
 ParamWrapper: Any = getattr(lora, "ParamWrapper", None) or getattr(
@@ -21,7 +21,7 @@ ParamWrapper: Any = getattr(lora, "ParamWrapper", None) or getattr(
 def adapts_linear(wrapper: Any) -> bool:
     """Whether it adapts the weight of a linear layer, as a LoRA layer does."""
     base = wrapper._modules["base_layer"]
-    return wrapper.parameter_name == "weight" and type(base) is nn.Linear
+    return wrapper.parameter_name == "weight" and base_layout(base) == "linear"
 
 
 def why_wrapper_left(wrapper: Any) -> str:

@@ -1,0 +1,1 @@
+"""Weights that are split over the ranks of a process group."""
