@@ -20,8 +20,8 @@ from peft_models import (
     fast_calls,
     gradients,
     llama,
+    quantised,
 )
-from torch import nn
 
 import autolora
 from autolora.graphs.space import find_graph, reference_graph, valid_graphs
@@ -53,27 +53,6 @@ def gpt2(**lora):
     model = transformers.GPT2LMHeadModel(config)
     names = ["c_attn", "c_proj", "c_fc"]
     return adapt(model, target_modules=names, fan_in_fan_out=True, **lora)
-
-
-def quantised(kind, dtype=torch.float32, quant_type="nf4", **lora):
-    """The small Llama with its linear layers quantised by bitsandbytes."""
-    bnb = pytest.importorskip("bitsandbytes")
-    model = llama(dtype).unload()
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and "lm_head" not in name:
-            i, o, bias = layer.in_features, layer.out_features, layer.bias is not None
-            if kind == "nf4":
-                new = bnb.nn.Linear4bit(i, o, bias=bias, compute_dtype=dtype, quant_type=quant_type)
-                new.weight = bnb.nn.Params4bit(layer.weight.data, False, quant_type=quant_type)
-            else:
-                new = bnb.nn.Linear8bitLt(i, o, bias=bias, has_fp16_weights=False)
-                new.weight = bnb.nn.Int8Params(layer.weight.data, False, has_fp16_weights=False)
-            if bias:
-                new.bias = layer.bias
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new.to("cpu"))
-    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
-    return adapt(model, **lora)
 
 
 def seeded(model, seed=5):

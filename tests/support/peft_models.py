@@ -3,6 +3,7 @@
 import contextlib
 
 import peft
+import pytest
 import torch
 import transformers
 from small_llama import SIZES
@@ -39,6 +40,28 @@ def adapt(model, adapter_dtype32=True, **lora):
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def quantised(kind, dtype=torch.float32, quant_type="nf4", stored=torch.uint8, **lora):
+    """The small Llama with its linear layers quantised by bitsandbytes."""
+    bnb = pytest.importorskip("bitsandbytes")
+    model = llama(dtype).unload()
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and "lm_head" not in name:
+            i, o, bias = layer.in_features, layer.out_features, layer.bias is not None
+            if kind == "nf4":
+                how = {"quant_type": quant_type, "quant_storage": stored}
+                new = bnb.nn.Linear4bit(i, o, bias=bias, compute_dtype=dtype, **how)
+                new.weight = bnb.nn.Params4bit(layer.weight.data, False, module=new, **how)
+            else:
+                new = bnb.nn.Linear8bitLt(i, o, bias=bias, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(layer.weight.data, False, has_fp16_weights=False)
+            if bias:
+                new.bias = layer.bias
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new.to("cpu"))
+    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
+    return adapt(model, **lora)
 
 
 def batch(seed=0):

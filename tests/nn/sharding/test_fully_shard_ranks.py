@@ -33,6 +33,11 @@ WAYS = {
         True,
     ),
     "DoRA": ("llama(use_dora=True)", "shard(*blocks(model), model)", False),
+    "NF4, stored as bfloat16": (
+        "quantised('nf4', BF16, stored=BF16, adapter_dtype32=False)",
+        "shard(*blocks(model), model)",
+        True,
+    ),
     "Conv1D": ("gpt2()", "shard(*blocks(model), model, mp_policy=NARROW)", True),
 }
 # accelerate() is called after fully_shard in every way; in these not before it as well
@@ -48,12 +53,12 @@ import autolora
 from autolora.capture.capture import model_problems
 from autolora.nn.layer_state import layer_states
 from autolora.timing import measurement
-from peft_models import adapt, llama
+from peft_models import BF16, adapt, llama, quantised
 
 distributed.init_process_group("gloo")
 from sharded_models import *
 
-NARROW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+NARROW = MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=torch.float32)
 
 def gpt2():
     config = transformers.GPT2Config(
