@@ -23,6 +23,7 @@ from autolora.nn.layer_state import LayerState
 from autolora.nn.layer_tensors import base_layout
 from autolora.nn.sharding.units import sharded_class, unsharded_class, why_apart
 from autolora.nn.sharding.whole import numbers_of, whole_parameters
+from autolora.nn.statement import why_trained
 
 try:
     from peft.tuners import lora
@@ -241,16 +242,21 @@ def is_wrapped_experts(layer: Any) -> bool:
 
 def path_of_peft(layer: Any) -> str:
     """Why an accelerated layer runs PEFT's ``forward`` in its current state, ``""`` if not."""
-    found = adapted_weights(layer) if is_wrapped_experts(layer) else peft_tensors(layer)
-    return found if isinstance(found, str) else ""
+    if is_wrapped_experts(layer):
+        found = adapted_weights(layer)
+        return found if isinstance(found, str) else ""
+    tensors = peft_tensors(layer)
+    if isinstance(tensors, str):
+        return tensors
+    return why_trained(tensors[0]) if layer.training else ""
 
 
 def _restore(layer: Any) -> bool:
     if not isinstance(layer, Accelerated):
         return False
-    kind = type(layer)
+    kind: Any = type(layer)
     inner = unsharded_class(kind)
-    plain = next(each for each in inner.__mro__ if not issubclass(each, Accelerated))
+    plain: Any = next(each for each in inner.__mro__ if not issubclass(each, Accelerated))
     layer.__class__ = plain if inner is kind else sharded_class(kind, plain)
     del layer._autolora
     return True

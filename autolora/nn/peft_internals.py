@@ -88,15 +88,15 @@ def peft_tensors(layer: Any) -> tuple[LayerTensors, float, float] | str:
     lora_A = modules["lora_A"]._modules.get(active)
     if lora_A is None:
         return "no active adapter"
-    p = dropout_of(modules["lora_dropout"]._modules.get(active))
-    if isinstance(p, str):
-        return p
     if not layer.cast_input_dtype_enabled:
         return "its input casting is disabled"
     lora_B = modules["lora_B"]._modules.get(active)
     tensors = plain_tensors(modules["base_layer"], lora_A, lora_B, magnitude)
     if isinstance(tensors, str):
         return tensors
+    p = dropout_of(modules["lora_dropout"]._modules.get(active))
+    if isinstance(p, str):
+        return p
     s = layer.scaling[active]
     if type(s) is not float and type(s) is not int:
         return f"a scaling of type {type(s).__name__}"

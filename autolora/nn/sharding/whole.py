@@ -50,9 +50,9 @@ def device_of(tensor: Tensor) -> torch.device:
 
 def numbers_of(tensor: Tensor) -> Tensor:
     """The numbers of a tensor that this rank has, also of the parameter for which it stands in."""
-    tensor = getattr(tensor, "_autolora_shard", tensor)
+    found: Any = getattr(tensor, "_autolora_shard", tensor)
     with torch.no_grad():
-        return tensor.to_local() if is_split(tensor) else tensor  # type: ignore[operator,no-any-return]
+        return found.to_local() if is_split(found) else found  # type: ignore[no-any-return]
 
 
 def _stand_ins(unit: Any) -> Iterator[_Place]:
