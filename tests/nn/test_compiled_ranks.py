@@ -17,7 +17,6 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 import autolora
 from autolora.nn.choosing import pin
-from autolora.nn.layer_state import layer_states
 from autolora.graphs.space import valid_graphs
 
 distributed.init_process_group("gloo")
@@ -53,10 +52,10 @@ def compiled_copy(plain):
         blocks[number] = torch.compile(block, backend="aot_eager", fullgraph=True)
     return fast, blocks
 
-def run(fast):  # not by explain, which looks at the weights, and these are sharded now
-    choices = [choice for _, state in layer_states(fast) for choice in state.choices.values()]
-    traced = [c for _, state in layer_states(fast) for c in state.policy.traced.values()]
-    return sorted({choice.graph.name for choice in (*choices, *traced) if choice.is_compiled})
+def run(fast):
+    layers = autolora.explain(fast).layers
+    assert len({layer.name for layer in layers}) == 14
+    return sorted({layer.graph for layer in layers if layer.problem.mode == "compiled"})
 
 def mine(step):
     return ids(rank, step)

@@ -12,8 +12,9 @@ import copy, json
 import torch
 from small_mixture import GRAPHS, experts_along, mixture
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 import autolora
+from autolora.capture.capture import model_problems
 from autolora.graphs.kinds import reference_graph
 from autolora.nn.choosing import pin
 from autolora.nn.layer_state import layer_states
@@ -61,15 +62,26 @@ plain = mixture()
 fast = fast_copy(plain)
 by_ddp = trained(nn.parallel.DistributedDataParallel(fast), mine, fast)
 calls = [along_graphs(fast)]
-fast = fast_copy(plain)
-for block in fast.base_model.model.model.layers:
-    fully_shard(block)
-fully_shard(fast)
-by_fsdp = trained(fast, mine)
-calls.append(along_graphs(fast))
+by_fsdp, sharded = [], []
+for dtype in (None, torch.float32):
+    policy = MixedPrecisionPolicy(param_dtype=dtype, cast_forward_inputs=dtype is not None)
+    fast = fast_copy(plain)
+    for block in fast.base_model.model.model.layers:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(fast, mp_policy=policy)
+    foreseen = model_problems(fast, [18])
+    with autolora.record(fast) as recording:
+        by_fsdp.append(trained(fast, mine))
+    calls.append(along_graphs(fast))
+    sharded.append({
+        "foreseen": list(map(repr, foreseen.problems)),
+        "recorded": list(map(repr, recording.uses)),
+        "left": foreseen.left + recording.left + autolora.explain(fast).left,
+    })
 alone = trained(plain, lambda step: torch.cat([ids(0, step), ids(1, step)]))
 distributed.barrier()
-print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp, "alone": alone, "calls": calls}))
+print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp[0], "narrow": by_fsdp[1], "alone": alone,
+                  "calls": calls, "sharded": sharded}))
 distributed.destroy_process_group()
 """
 
@@ -77,9 +89,14 @@ distributed.destroy_process_group()
 def test_ddp_and_fsdp2_train_as_pefts_model_alone(tmp_path):
     variables = {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     for found, _ in run_as_ranks(PROGRAM, [variables] * 2):
-        for way in ("ddp", "fsdp"):
+        for way, within in (("ddp", 1e-6), ("fsdp", 1e-6), ("narrow", 1e-4)):
             for mine, theirs in zip(found[way], found["alone"], strict=True):
                 torch.testing.assert_close(
-                    torch.tensor(mine), torch.tensor(theirs), rtol=1e-4, atol=1e-6
+                    torch.tensor(mine), torch.tensor(theirs), rtol=1e-4, atol=within
                 )
-        assert found["calls"] == [8, 8]  # two weights of two blocks in two steps
+        assert found["calls"] == [8, 8, 8]  # two weights of two blocks in two steps
+        for told, dtype in zip(found["sharded"], ("float64", "float32"), strict=True):
+            assert told["left"] == []
+            assert set(told["recorded"]) <= set(told["foreseen"])
+            assert any("Experts" in problem for problem in told["recorded"])
+            assert all(f"dtype='{dtype}'" in problem for problem in told["foreseen"])
