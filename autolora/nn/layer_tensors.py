@@ -19,11 +19,12 @@ from autolora.graphs.operators import quant_state_of
 from autolora.nn.sharding.units import SPLIT, is_split, why_apart
 
 PLAIN = (Parameter, Tensor)  # subclasses may redefine products
-# subclasses of torch.nn.Linear that compute what it computes
-_AS_LINEAR = {
-    "torch.nn.modules.linear": "NonDynamicallyQuantizableLinear",
-    "transformers.models.esm.modeling_esmfold": "EsmFoldLinear",
-    "transformers.models.falcon.modeling_falcon": "FalconLinear",
+# subclasses of torch.nn.Linear that compute what it computes, and whether with a bias as well
+AS_LINEAR = {
+    ("torch.nn.modules.linear", "NonDynamicallyQuantizableLinear"): True,
+    ("transformers.models.esm.modeling_esmfold", "EsmFoldLinear"): True,
+    # it adds its bias to Y: autocast then gives the dtype of the bias
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"): False,
 }
 
 
@@ -100,7 +101,8 @@ def base_layout(base: Any) -> str:
     if type(base) is Linear:
         return "linear"
     module, name = type(base).__module__, type(base).__name__
-    if _AS_LINEAR.get(module) == name:
+    with_bias = AS_LINEAR.get((module, name))
+    if with_bias or (with_bias is False and base.bias is None):
         return "linear"
     if name == "Conv1D" and module == "transformers.pytorch_utils":
         return "conv1d"
@@ -159,7 +161,14 @@ def _base_weight(base: Any) -> Any:
         if weight.CB is None and base.state.CB is None:
             return "a weight that is not quantised yet"
         return base
-    return why_apart(base) or f"a base of type {type(base).__name__}"
+    return why_no_layout(base)
+
+
+def why_no_layout(base: Any) -> str:
+    """Why there are no graphs for a base layer for which :func:`base_layout` has no name."""
+    kind = type(base)
+    bias = " with a bias" if (kind.__module__, kind.__name__) in AS_LINEAR else ""
+    return why_apart(base) or f"its base is a {kind.__name__}{bias}"
 
 
 def _why_not_plain(*tensors: Any) -> str:

@@ -20,8 +20,8 @@ from autolora.nn.experts.running import leave_compiled, run_wrapped
 from autolora.nn.freezing.agreement import in_group
 from autolora.nn.freezing.freeze import Frozen, freeze_in_group
 from autolora.nn.layer_state import LayerState
-from autolora.nn.layer_tensors import base_layout
-from autolora.nn.sharding.units import sharded_class, unsharded_class, why_apart
+from autolora.nn.layer_tensors import base_layout, why_no_layout
+from autolora.nn.sharding.units import sharded_class, unsharded_class
 from autolora.nn.sharding.whole import numbers_of, whole_parameters
 from autolora.nn.statement import why_trained
 
@@ -280,7 +280,7 @@ def why_left(layer: Any) -> str:
         if reason := why_wrapper_left(layer):
             return reason
     elif not base_layout(base):
-        return why_apart(base) or f"its base is a {type(base).__name__}"
+        return why_no_layout(base)
     if "forward" in layer.__dict__:
         return "its forward was replaced"
     if reason := unexpected(layer):

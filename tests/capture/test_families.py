@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "Mistral": ("MistralForCausalLM", GROUPED, {QKV: 2, MLP: 2}),
     "Qwen2": ("Qwen2ForCausalLM", GROUPED, {QKV: 2, MLP: 2}),
     "Gemma": ("GemmaForCausalLM", {**GROUPED, "head_dim": 8}, {QKV: 2, MLP: 2}),
+    "Falcon": ("FalconForCausalLM", TEXT, {("query_key_value", "dense_h_to_4h"): 2}),
     "Phi": ("PhiForCausalLM", TEXT, {(*QKV, "fc1"): 2}),
     "GPTNeoX": ("GPTNeoXForCausalLM", TEXT, {}),
     "OPT": (
