@@ -26,6 +26,12 @@ WAYS = {
         True,
     ),
     "adapters alone": ("llama()", "shard(*blocks(model), model, ignored_params=frozen)", False),
+    "in one group": ("llama()", "shard(list(blocks(model)), model)", False),
+    "offloaded": (
+        "llama()",
+        "shard(*blocks(model), model, offload_policy=CPUOffloadPolicy(pin_memory=False))",
+        False,
+    ),
     "each layer": ("llama()", "shard(*lora_layers(model), model)", False),
     "each layer, mixed precision": (
         "llama()",
@@ -48,7 +54,7 @@ import copy, json
 from unittest.mock import patch
 import torch, transformers
 from torch import distributed
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 import autolora
 from autolora.capture.capture import model_problems
 from autolora.nn.layer_state import layer_states
