@@ -286,7 +286,13 @@ def test_gradient_checkpointing():
 def test_a_base_that_is_trained_too_is_left_to_peft():
     plain = llama(bias="all")
     fast = copy.deepcopy(plain)
-    autolora.accelerate(fast)
+    report = autolora.accelerate(fast)
+    assert {why for _, why in report.notes} == {"the base layer is trained too"}
+    left = autolora.explain(fast, tokens=18).left
+    assert left == report.notes
+    assert len(left) == 8  # those with a bias
+    assert autolora.accelerate(fast.eval()).notes == []
+    autolora.accelerate(fast.train())
     assert_same_step(fast, plain, 1e-4)
     reasons = {c.detail for c in choices_of(fast) if c.executable is None}
     assert reasons == {"the base layer is trained too"}
