@@ -150,13 +150,15 @@ def _run_on_made_inputs(
     Returns:
         Its problems; or why there are none, which is ``""`` if the model is not of transformers.
     """
-    inputs = None if needs_other_ranks(model) else hf_inputs_of(model)
+    inputs = hf_inputs_of(model)
     if inputs is None:
         return ""
     sized = length is not None
     length = length or min(inputs.seq_len, _FEW)
     try:
         with whole_parameters(model):
+            if needs_other_ranks(model):
+                return ""
             found = run_problems(model, inputs.batch(batch, length), autocast, device)
     except Exception as error:  # of any model that cannot run on these, or without numbers
         made = "inputs made from its configuration"
