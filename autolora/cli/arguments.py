@@ -80,7 +80,7 @@ def add_command(commands: Any, name: str, usage: str, description: str, epilog: 
         description=description,
         epilog=epilog,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, prog=prog)
     return parser
 
 

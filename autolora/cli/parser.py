@@ -10,6 +10,7 @@ from autolora.cache.records.precedence import EFFORTS
 from autolora.cli import arguments
 from autolora.cli.arguments import Parser, add_command, add_count
 from autolora.cli.cache.parser import add_cache
+from autolora.errors import AutoloraError
 from autolora.version import __version__
 
 MANY = 10_000  # problems that are not measured without a yes
@@ -66,7 +67,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and argv[0] in _WITH_TARGET and "--" in argv:
         end = own.index("--")
         own, to_code = own[:end], own[end + 1 :]
-    options = parser.parse_args(own, argparse.Namespace(argv=own, arguments=to_code))
+    given = argparse.Namespace(argv=own, arguments=to_code, prog=parser.prog)
+    options, unknown = parser.parse_known_args(own, given)
+    if unknown:
+        raise AutoloraError(
+            f"unrecognized arguments: {' '.join(unknown)} (see '{options.prog} --help')"
+        )
     if not hasattr(options, "run"):
         parser.error("no command given; one of tune, run, show, explain, check, cache, demo")
     return options

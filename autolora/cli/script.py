@@ -2,120 +2,126 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from autolora.errors import AutoloraError
 
+_NO_MODULE = "there is no module {} to run, neither here nor among the installed ones"
 
-@dataclass(frozen=True, slots=True)
+
+class NotFound(AutoloraError):
+    """There is no such module to run."""
+
+
+@dataclass(slots=True)
 class Script:
     """A program, ready to run.
 
     Args:
-        file: its main module.
-        name: what it is called in ``sys.argv``.
-        arguments: the others there.
-        loader: of the main module.
-        spec: of the main module, None for a file that is run by its name.
-        interrupted: whether Ctrl-C has ended it.
+        name: of a file; or of a module, as ``python -m`` takes it.
+        arguments: of the program.
+        is_module: whether it is a module.
     """
 
-    file: str
     name: str
-    arguments: tuple[str, ...]
-    loader: Any
-    spec: ModuleSpec | None = None
-    interrupted: Event = field(default_factory=Event)
+    arguments: Sequence[str]
+    is_module: bool = False
+    _interrupted: bool = False
 
-    @classmethod
-    def of_file(cls, file: str, arguments: Sequence[str]) -> Script:
-        """The script in a file, as ``python file`` finds it.
+    def check(self) -> None:
+        """Checks that there is such a program, as far as none of its code need be run.
 
         Raises:
-            AutoloraError: it cannot be read.
+            AutoloraError: there is none, or its file cannot be read.
         """
-        path = str(Path(file).absolute())
+        if self.is_module:
+            top = self.name.partition(".")[0]
+            if PathFinder.find_spec(top, [str(Path.cwd()), *sys.path[1:]]) is None:
+                raise NotFound(_NO_MODULE.format(self.name))
+            return
         try:
-            with Path(path).open("rb"):
+            with Path(self.name).open("rb"):
                 pass
         except OSError as error:
-            raise AutoloraError(f"cannot run {file}: {error.strerror}") from None
-        _first_on_path(Path(file).resolve().parent)
-        return cls(path, file, tuple(arguments), SourceFileLoader("__main__", path))
-
-    @classmethod
-    def of_module(cls, module: str, arguments: Sequence[str]) -> Script:
-        """A module, or the ``__main__`` of a package, as ``python -m module`` finds it.
-
-        Raises:
-            AutoloraError: there is none, or it has no code.
-        """
-        _first_on_path(Path.cwd())
-        spec = _spec(module)
-        if spec is not None and spec.submodule_search_locations is not None:
-            module = f"{module}.__main__"
-            spec = _spec(module)
-        if spec is None or not hasattr(spec.loader, "get_code"):
-            raise AutoloraError(
-                f"there is no module {module} to run, neither here nor among the installed ones"
-            )
-        file = spec.origin or module
-        return cls(file, file, tuple(arguments), spec.loader, spec)
+            raise AutoloraError(f"cannot run {self.name}: {error.strerror}") from None
 
     def run(self) -> None:
         """Runs the program as ``__main__``; what it raises is raised.
 
         If that ends the process, the traceback begins in the program, as if ``python`` ran it.
+
+        Raises:
+            NotFound: there is no such module in its package.
         """
         main = ModuleType("__main__")
-        main.__dict__.update(
-            __file__=self.file,
-            __loader__=self.loader,
-            __spec__=self.spec,
-            __package__=self.spec.parent if self.spec else None,
-            __builtins__=__builtins__,
-        )
-        sys.argv[:] = [self.name, *self.arguments]
-        sys.modules["__main__"] = main
+        main.__dict__.update(__builtins__=builtins, __annotations__={}, __cached__=None)
+        sys.argv[:] = ["-m" if self.is_module else self.name, *self.arguments]
         try:
-            exec(self._code(), main.__dict__)
+            code = self._module(main) if self.is_module else self._file(main)
+            sys.modules["__main__"] = main
+            exec(code, main.__dict__)
+        except NotFound:
+            raise
         except BaseException as error:
             sys.excepthook = _without_ours(sys.excepthook)
-            if isinstance(error, KeyboardInterrupt):
-                self.interrupted.set()
+            self._interrupted = isinstance(error, KeyboardInterrupt)
             raise
 
     def end(self) -> None:
         """Ends an interrupted process by the signal, as Python does; for the end of its exit."""
-        if self.interrupted.is_set():
+        if self._interrupted:
             for stream in (sys.stdout, sys.stderr):
-                if stream is not None and not stream.closed:
+                with suppress(Exception):  # a stream of the script's own
                     stream.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
 
-    def _code(self) -> CodeType:
-        if self.spec is not None:
-            return self.loader.get_code(self.spec.name)  # type: ignore[no-any-return]
-        source = Path(self.file).read_bytes()
-        return compile(source, self.file, "exec", dont_inherit=True)
+    def _file(self, main: ModuleType) -> CodeType:
+        """The code of a file; says in ``main`` where it is from."""
+        file = str(Path(self.name).absolute())
+        _first_on_path(Path(self.name).resolve().parent)
+        main.__dict__.update(__file__=file, __loader__=SourceFileLoader("__main__", file))
+        return compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)
+
+    def _module(self, main: ModuleType) -> CodeType:
+        """The code of a module, whose packages are imported; says in ``main`` where it is from."""
+        _first_on_path(Path.cwd())
+        name, spec = self.name, _spec(self.name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            name = f"{name}.__main__"
+            spec = _spec(name)
+        loader: Any = None if spec is None else spec.loader
+        if spec is None or not hasattr(loader, "get_code"):
+            raise NotFound(_NO_MODULE.format(name))
+        main.__dict__.update(
+            __file__=spec.origin,
+            __loader__=loader,
+            __spec__=spec,
+            __package__=spec.parent,
+            __cached__=spec.cached,
+        )
+        sys.argv[0] = spec.origin or name
+        return loader.get_code(name)  # type: ignore[no-any-return]
 
 
 def _spec(module: str) -> ModuleSpec | None:
     try:
         return find_spec(module)
-    except (ImportError, ValueError):
-        return None
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            return None
+        raise  # a package of the module lacks something else
 
 
 def _first_on_path(folder: Path) -> None:

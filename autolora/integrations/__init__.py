@@ -14,6 +14,7 @@ __all__ = ["AutoloraCallback"]
 
 STEPS = 3  # of a training run that are recorded
 BUDGET = 60.0  # seconds to tune for them
+TOO_SHORT = "the training ended before its first steps were recorded"
 
 
 def __getattr__(name: str) -> Any:

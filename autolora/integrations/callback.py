@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from autolora.errors import AutoloraError
-from autolora.integrations import BUDGET, STEPS
+from autolora.integrations import BUDGET, STEPS, TOO_SHORT
 from autolora.integrations.first_steps import FirstSteps
-from autolora.nn.defaults import objective_of
+from autolora.nn.defaults import objective_of, require_floating
 from autolora.nn.layer_state import layer_states
 
 try:
@@ -39,8 +39,8 @@ class AutoloraCallback(TrainerCallback):  # type: ignore[misc]
 
     The training log gets ``autolora/measured_share``, the share of calls that ran measured graphs,
     and ``autolora/saved_seconds``, by how much they were faster by their records: in
-    ``state.log_history`` and in the logs that callbacks after this one get. What was accelerated,
-    what tuning cost and after how many steps it has paid is logged once.
+    ``state.log_history`` and in the logs that callbacks after this one get, as that of the console
+    does. What was accelerated, what tuning cost and after how many steps it has paid is logged.
 
     Args:
         tune: whether to tune in the first steps.
@@ -66,10 +66,14 @@ class AutoloraCallback(TrainerCallback):  # type: ignore[misc]
         max_saved_bytes: int | None = None,
         siblings: bool = True,
     ) -> None:
-        if not 0 < budget < float("inf"):
+        for name, value in (("tune", tune), ("siblings", siblings)):
+            if type(value) is not bool:
+                raise AutoloraError(f"{name} must be True or False, not {value!r}")
+        if not (isinstance(budget, (int, float)) and 0 < budget < float("inf")):
             raise AutoloraError(f"budget must be a positive number of seconds, not {budget!r}")
         if type(steps) is not int or steps < 1:
             raise AutoloraError(f"steps must be a whole number of at least 1, not {steps!r}")
+        require_floating(compute_dtype)
         objective_of(objective, max_saved_bytes)  # raises
         self.settings: dict[str, Any] = {
             "compute_dtype": compute_dtype,
@@ -107,8 +111,10 @@ class AutoloraCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history[-1].update(figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Says once what the layers have run."""
-        self.first.close()
+        """Says what the layers have run."""
         usage = self.first.usage
         if usage.layers and state.is_world_process_zero:
             logger.warning("autolora: %d LoRA layers: %s", usage.layers, usage)
+            if self.first.waits:
+                logger.warning("autolora: not tuned: %s", TOO_SHORT)
+        self.first.pause()

@@ -39,11 +39,12 @@ class ScriptModels:
     told: Callable[[str], None] = lambda line: None
     kept: list[Any] = field(default_factory=list)
     _left: Counter[str] = field(default_factory=Counter)
+    _failed: Counter[str] = field(default_factory=Counter)
     _number: int = 0
-    _failed: str = ""
     _first: FirstSteps | None = None
     _undo: ExitStack = field(default_factory=ExitStack)
-    _seen: Any = field(default_factory=weakref.WeakSet)
+    _seen: Any = field(default_factory=weakref.WeakSet)  # models
+    _made: Any = field(default_factory=weakref.WeakSet)  # states of their layers
     _lock: Any = field(default_factory=threading.RLock)
 
     @contextmanager
@@ -60,39 +61,56 @@ class ScriptModels:
             with self._lock:
                 self._take(model)
         except AutoloraError as error:
-            self._failed = str(error)  # it has no LoRA layer, or the arguments do not fit
+            self._failed[str(error)] += 1  # it has no LoRA layer, or the arguments do not fit
         except Exception as error:  # whatever it is, the script goes on
-            self._failed = f"{type(error).__name__}: {error}"
+            self._failed[f"{type(error).__name__}: {error}"] += 1
 
     def _take(self, model: Any) -> None:
+        from autolora.nn.layer_state import layer_states
+
+        states = [state for _, state in layer_states(model)]
+        if all(state in self._made for state in states):
+            left = self._accelerate(model)
+            self._made.update(state for _, state in layer_states(model))
+        else:
+            left = []  # the script itself says how its layers run
+        if model not in self._seen:
+            self._seen.add(model)
+            self._number += 1
+            self._left.update(reason for _, reason in left)
+            if self.report:
+                self.kept.append(model)
+        self._follow().watch(model)
+
+    def _accelerate(self, model: Any) -> list[tuple[str, str]]:
+        """Accelerates a model; returns the layers that are left, each with the reason."""
         import torch
 
         from autolora.nn.peft import accelerate
 
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        taken = accelerate(
+        return accelerate(
             model,
             compute_dtype=dtype,
             objective=self.objective,
             max_saved_bytes=self.max_saved_bytes,
-        )
-        if model not in self._seen:
-            self._seen.add(model)
-            self._number += 1
-            self._left.update(reason for _, reason in taken.left)
-            if self.report:
-                self.kept.append(model)
-        self._follow().watch(model)
+        ).left
 
     def _follow(self) -> FirstSteps:
         if self._first is None:
+            import torch
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
             from autolora.integrations.first_steps import FirstSteps
 
             first = self._first = FirstSteps(self.budget, told=self.told)
-            self._undo.callback(first.close)
-            self._undo.callback(register_optimizer_step_post_hook(lambda *_: first.step()).remove)
+
+            def stepped(*_: Any) -> None:
+                if not torch.compiler.is_compiling():
+                    first.step()
+
+            self._undo.callback(first.pause)
+            self._undo.callback(register_optimizer_step_post_hook(stepped).remove)
         return self._first
 
     @property
@@ -100,14 +118,20 @@ class ScriptModels:
         """Whether layers ran graphs that were not measured, since they were last tuned."""
         return self._first is not None and self._first.missed > 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether a model has run that is to be tuned and is not yet."""
+        return self._first is not None and self._first.waits
+
     def summary(self) -> list[str]:
         """What was accelerated and what it has run, in a few sentences."""
+        failed = [f"not accelerated: {number} × {why}" for why, number in self._failed.items()]
         if self._first is None:
-            return [f"nothing was accelerated: {self._failed or 'the script made no PEFT model'}"]
+            return failed or ["nothing was accelerated: the script made no PEFT model"]
         usage = self._first.usage
         models = f"{self._number} model{'s' * (self._number > 1)}"
         parts = [f"{usage.layers} LoRA layers of {models} accelerated; {usage}"]
         if self._left:
             reasons = ", ".join(f"{n} × {reason}" for reason, n in self._left.items())
             parts.append(f"left to PEFT: {reasons}")
-        return parts
+        return [*parts, *failed]

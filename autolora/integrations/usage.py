@@ -67,7 +67,7 @@ class Usage:
         parts = []
         if counted := self.calls.total() + self.own.total():
             text = f"{self.measured:,} of {counted:,} calls in training ran measured graphs"
-            if self.measured:
+            if self.saved_ns:
                 how = "slower" if self.saved_ns < 0 else "faster"
                 less = seconds(abs(self.saved_ns) / 1e9)
                 text += f", {less} {how} than PEFT's by their records"
@@ -86,13 +86,12 @@ class Usage:
 
 
 def usage_of(states: Iterable[LayerState]) -> Usage:
-    """What layers have run so far, since they last chose their graphs anew."""
-    layers, saved = 0, 0.0
+    """What layers have run since they last chose their graphs anew; they are not counted."""
+    saved = 0.0
     calls: Counter[str] = Counter()
     own: Counter[str] = Counter()
     traced: dict[int, Choice] = {}
     for state in states:
-        layers += 1
         traced |= {id(choice): choice for choice in state.policy.traced.values()}
         for choice in list(state.choices.values()):
             together = together_of(choice, state)
@@ -104,7 +103,7 @@ def usage_of(states: Iterable[LayerState]) -> Usage:
                     if each is choice or state.place == 0:  # once for all siblings
                         saved += each.calls * each.saved_ns
     compiled = Counter(c.reason for c in traced.values() if c.problem and c.problem.gradients)
-    return Usage(layers, +calls, +own, compiled, saved)
+    return Usage(0, +calls, +own, compiled, saved)
 
 
 def _measured(counts: Counter[str]) -> int:

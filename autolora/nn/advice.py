@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,14 +42,22 @@ def compute_dtype_advice(problem: BaseProblem, gain: float | None) -> str:
     brings = "which is not measured yet" if gain is None else f"{gain:.2f}x as fast for {sizes}"
     return (
         f"float32 adapters on a {problem.dtype} base run in float32 without autocast, as in PEFT. "
-        f"autolora.accelerate(model, compute_dtype=torch.{problem.dtype}) runs them as autocast "
-        f"would, {brings}; the weights and their gradients stay float32"
+        f"autolora.accelerate(model, compute_dtype=torch.{problem.dtype}), or autolora run "
+        f"--compute-dtype {problem.dtype}, runs them as autocast would, {brings}; the weights and "
+        "their gradients stay float32"
     )
 
 
-def notice_compute_dtype(problem: BaseProblem, gain: float | None) -> None:
-    """Gives the advice once per dtype and device, unless it would not be faster."""
+def notice_compute_dtype(problem: BaseProblem, gain: Callable[[], float | None]) -> None:
+    """Gives the advice once per dtype and device, unless it would not be faster.
+
+    Args:
+        problem: of a layer that runs its branch in float32.
+        gain: returns how many times as fast it would be, None if that is not measured.
+    """
     kind = problem.dtype, problem.device
-    if kind not in _noticed and (gain is None or gain > 1):
-        _noticed.add(kind)
-        logger.warning("autolora: %s", compute_dtype_advice(problem, gain))
+    if kind in _noticed:
+        return
+    _noticed.add(kind)
+    if (found := gain()) is None or found > 1:
+        logger.warning("autolora: %s", compute_dtype_advice(problem, found))

@@ -27,7 +27,13 @@ from autolora.nn.layer_state import (
     choose_anew,
     layer_states,
 )
-from autolora.nn.strict import is_strict, miss_detail, miss_error, notice_unmeasured
+from autolora.nn.strict import (
+    are_misses_expected,
+    is_strict,
+    miss_detail,
+    miss_error,
+    notice_unmeasured,
+)
 from autolora.objective import Objective
 from autolora.problem import BaseProblem
 
@@ -86,8 +92,8 @@ def decide_and_report(problem: BaseProblem, device: torch.device, policy: Policy
     choice = decide(problem, device, policy)
     if not problem.gradients or choice.reason == "pinned":
         return choice
-    if runs_in_float32(problem):
-        notice_compute_dtype(problem, gain_of_compute_dtype(problem, device, policy))
+    if runs_in_float32(problem) and not are_misses_expected():
+        notice_compute_dtype(problem, lambda: gain_of_compute_dtype(problem, device, policy))
     wanted = policy.wanted
     if choice.reason == "miss" and is_strict():
         plan = policy.snapshots and policy.snapshots.of(device.type)

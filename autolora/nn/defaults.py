@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import lru_cache
+from typing import Any
 
 from autolora.errors import AutoloraError
 from autolora.objective import Objective, bytes_from
@@ -50,6 +51,19 @@ def objective_of(kind: str | None, max_saved_bytes: int | None) -> Objective | N
         default.kind if kind is None else kind,
         default.max_saved_bytes if max_saved_bytes is None else max_saved_bytes,
     )
+
+
+def require_floating(compute_dtype: Any) -> None:
+    """Checks the ``compute_dtype`` of a layer.
+
+    Raises:
+        AutoloraError: it is neither None nor a floating dtype of torch.
+    """
+    floating = getattr(compute_dtype, "is_floating_point", False)  # of a tensor it is a method
+    if compute_dtype is not None and floating is not True:
+        raise AutoloraError(
+            f"compute_dtype must be a floating dtype such as torch.bfloat16, not {compute_dtype!r}"
+        )
 
 
 @lru_cache(maxsize=64)

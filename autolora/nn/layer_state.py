@@ -130,7 +130,7 @@ class LayerState:
         siblings: whether the layer may run together with others that have its input.
     """
 
-    __slots__ = ("__weakref__", "choices", "family", "place", "policy")
+    __slots__ = ("__weakref__", "choices", "family", "on_drop", "place", "policy")
 
     def __init__(
         self,
@@ -142,6 +142,7 @@ class LayerState:
         self.choices: dict[Key, Choice] = {}  # by everything that determines a call's problem
         self.family: Any = None  # of siblings, once it is known
         self.place = 0  # in the family
+        self.on_drop: Callable[[LayerState], None] | None = None  # before its choices are dropped
         with _lock:
             _all.add(self)
 
@@ -190,6 +191,10 @@ def choose_anew(states: Iterable[LayerState], **changes: Any) -> None:
     """Drops the choices of layers, compiled ones too, and changes parts of their policies."""
     global _generation
     _generation += 1
+    states = list(states)
+    for state in states:
+        if state.on_drop is not None:
+            state.on_drop(state)
     for state in states:
         old = state.policy
         parts = {name: getattr(old, name) for name in _PARTS}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autolora.errors import AutoloraError
 from autolora.graphs.function import LayerTensors
-from autolora.nn.defaults import objective_of
+from autolora.nn.defaults import objective_of, require_floating
 from autolora.nn.dispatch import left, run_layer
 from autolora.nn.experts.running import leave_compiled, run_wrapped
 from autolora.nn.freezing.agreement import in_group
@@ -196,10 +196,7 @@ def accelerate(
         AutoloraError: the model has no LoRA layer, compute_dtype is not a floating dtype, or the
             objective or its limit is invalid.
     """
-    if compute_dtype is not None and not compute_dtype.is_floating_point:
-        raise AutoloraError(
-            f"compute_dtype must be a floating dtype such as torch.bfloat16, not {compute_dtype}"
-        )
+    require_floating(compute_dtype)
     wanted = objective_of(objective, max_saved_bytes)
     report = Acceleration()
     taken = []

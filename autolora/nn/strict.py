@@ -68,8 +68,15 @@ def strict(on: bool = True) -> AbstractContextManager[object]:
 
 
 def is_strict() -> bool:
-    """Whether strict mode is on now."""
+    """Whether strict mode is on now; not while misses are expected."""
+    if _expected:
+        return False
     return _meaning(os.environ.get(VARIABLE, "").strip()) if _told is None else _told
+
+
+def are_misses_expected() -> bool:
+    """Whether somebody is going to tune what is missed."""
+    return _expected > 0
 
 
 def notice_unmeasured(problem: BaseProblem, objective: Objective, how: str, lack: str = "") -> None:
@@ -96,7 +103,7 @@ def notice_unmeasured(problem: BaseProblem, objective: Objective, how: str, lack
 
 @contextmanager
 def misses_expected() -> Iterator[None]:
-    """Within the block misses are not reported: they are going to be tuned."""
+    """Within the block misses are neither reported nor errors: they are going to be tuned."""
     global _expected
     _expected += 1
     try:

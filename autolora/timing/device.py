@@ -133,5 +133,6 @@ def plain_torch(device: torch.device) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
+        torch.autograd.set_detect_anomaly(False),
     ):
         yield

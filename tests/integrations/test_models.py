@@ -13,11 +13,13 @@ from torch import nn
 from trainers import llama
 
 import autolora
+from autolora.integrations import first_steps
 from autolora.integrations.first_steps import FirstSteps
 from autolora.integrations.models import ScriptModels
 from autolora.integrations.usage import Usage, usage_of
 from autolora.nn.layer_state import layer_states
 from autolora.nn.peft import Accelerated, lora_layers
+from autolora.nn.strict import are_misses_expected
 from autolora.tuning import tuner
 
 LORA = peft.LoraConfig(target_modules="all-linear", r=4)
@@ -120,7 +122,7 @@ def test_other_adapters_are_left_alone():
         config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
         peft.get_peft_model(llama(adapted=False), config)
     assert models.summary() == [
-        "nothing was accelerated: this LlamaForCausalLM holds no PEFT LoRA layer; make one with "
+        "not accelerated: 1 × this LlamaForCausalLM holds no PEFT LoRA layer; make one with "
         "peft.get_peft_model(model, peft.LoraConfig(...)), or use autolora.add_lora"
     ]
 
@@ -155,20 +157,104 @@ def test_steps_of_other_optimizers_do_not_count():
     assert first.usage.calls == {"miss": 28}
 
 
+def train(model, first, steps):
+    for _ in range(steps):
+        model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+        first.step()
+
+
+def followed(first, **options):
+    model = llama()
+    autolora.accelerate(model, **options)
+    first.watch(model)
+    return model
+
+
+def test_models_that_train_one_after_the_other_are_each_tuned():
+    told = []
+    first = FirstSteps(budget=20, steps=1, told=told.append)
+    one, two = followed(first), followed(first, objective="accuracy")
+    train(one, first, 4)
+    assert autolora.explain(one).counts == {"exact": 14}
+    late = followed(first, compute_dtype=torch.float64)
+    train(two, first, 4)
+    train(late, first, 4)
+    for model in (two, late):
+        assert autolora.explain(model).counts == {"exact": 14}
+    assert first.usage.calls.total() == 3 * 4 * 14
+    assert first.usage.layers == 42
+    assert not first.waits
+    assert all(line.startswith("autolora: Tuning took") for line in told)
+
+
+def test_a_model_that_does_not_run_any_more_is_not_kept(monkeypatch):
+    monkeypatch.setattr(first_steps, "_PATIENCE", 2)
+    first = FirstSteps(budget=20, steps=1)
+    model = followed(first)
+    train(model, first, 1)  # and its recording begins
+    gone = weakref.ref(model)
+    del model
+    for _ in range(2):
+        first.step()
+    gc.collect()
+    assert gone() is None
+    other = followed(first)
+    train(other, first, 2)
+    assert not first.waits
+
+
+def test_a_pause_begins_the_recording_again():
+    first = FirstSteps(budget=20, steps=2, told=lambda line: None)
+    model = followed(first)
+    train(model, first, 2)
+    assert first.waits
+    first.pause()
+    assert not are_misses_expected()
+    first.watch(model)
+    train(model, first, 4)
+    assert not first.waits
+    assert len(first.paybacks) == 1
+
+
+def test_what_a_script_asks_for_by_itself_holds():
+    models = ScriptModels(compute_dtype="bfloat16")
+    with models.accelerated():
+        model = peft.PeftModel(llama(adapted=False), LORA, "first")
+        autolora.accelerate(model, compute_dtype=torch.float64)
+        autolora.freeze(model)
+        model.add_adapter("second", LORA)
+    for _, state in layer_states(model):
+        assert state.policy.compute_dtype is torch.float64
+        assert state.policy.snapshots is not None
+
+
+def test_calls_are_counted_across_whatever_drops_choices():
+    models = ScriptModels()
+    with models.accelerated():
+        model = llama()
+        for change in (
+            lambda: autolora.tune(model, tokens=8, effort="quick"),
+            lambda: autolora.accelerate(model, objective="memory"),
+            lambda: autolora.freeze(model),
+        ):
+            model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+            change()
+            models.take(model.base_model.model)  # as PEFT gives it
+        model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+    assert "14 LoRA layers of 1 model" in models.summary()[0]
+    assert " of 56 calls in training ran measured graphs" in models.summary()[0]
+
+
 def test_an_interrupt_while_it_tunes_ends_the_training(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tuner, "measure_problem", interrupted)
-    model = llama()
-    autolora.accelerate(model)
     first = FirstSteps(budget=20, steps=1, told=lambda line: None)
-    first.watch(model)
-    model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
-    first.step()
-    model(input_ids=torch.arange(8).reshape(1, 8)).logits.sum().backward()
+    model = followed(first)
     with pytest.raises(KeyboardInterrupt):
-        first.step()
+        train(model, first, 2)
+    assert not are_misses_expected()
 
 
 def test_tuning_leaves_the_random_numbers_of_the_run():

@@ -189,15 +189,97 @@ def test_a_script_without_models_imports_nothing_more():
     assert autolora_run(script(text))[1] == "set()\n"
 
 
-def test_nothing_outlives_the_run():
+@pytest.mark.parametrize("module", ["json", "package.nothing", "package.nothing.more"])
+def test_a_module_that_is_missing_in_its_package_is_one_line(module):
+    Path("package").mkdir()
+    Path("package", "__init__.py").touch()
+    code, out, err, own = autolora_run("-m", module)
+    missing = "json.__main__" if module == "json" else module
+    assert (code, out, err) == (2, "", "")
+    assert own.startswith(f"autolora: error: there is no module {missing} to run")
+
+
+@pytest.mark.parametrize(
+    "text", ["import not_there\n", "import sys\nprint(sys.argv)\n", "raise ValueError('wrong')\n"]
+)
+def test_a_package_is_imported_as_python_does(text):
+    Path("package").mkdir()
+    Path("package", "__init__.py").write_text(text, encoding="utf-8")
+    Path("package", "train.py").touch()
+    code, out, err, _ = autolora_run("-m", "package.train", "-x")
+    theirs = python("-m", "package.train", "-x")
+    assert (code, out) == theirs[:2]
+    assert err.splitlines()[-1:] == theirs[2].splitlines()[-1:]
+    assert "autolora/" not in err
+
+
+def test_the_main_module_is_what_python_makes_of_it():
     text = """
-import sys, threading
-def late():
-    threading.main_thread().join()
-    print([f for f in sys.meta_path if type(f).__module__.startswith("autolora")])
-threading.Thread(target=late).start()
+import sys
+names = ("__name__", "__doc__", "__package__", "__spec__", "__annotations__", "__cached__")
+print({name: globals()[name] for name in names}, type(__builtins__), type(__loader__))
+x: int = 1
+print(__annotations__, sys.modules["__main__"].x)
 """
-    assert autolora_run(script(text))[1] == "[]\n"
+    assert autolora_run(script(text))[1] == python(script(text))[1]
+
+
+def test_a_stream_of_the_scripts_own_gets_the_account():
+    text = """
+import sys
+class Tee:
+    def write(self, text):
+        sys.__stdout__.write(text)
+    def flush(self):
+        pass
+sys.stderr = Tee()
+"""
+    assert "nothing was accelerated" in autolora_run(script(text))[1]
+
+
+def test_what_the_script_cannot_print_stays_an_error(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, _, err, _ = autolora_run(script("print('\\u00e9')\n"))
+    assert code == 1
+    assert "UnicodeEncodeError" in err
+
+
+def test_handlers_of_the_script_do_not_get_what_autolora_logs():
+    text = "import logging, sys\nlogging.basicConfig(stream=sys.stdout)\n" + TRAIN
+    _, out, _, own = autolora_run(script(text))
+    assert "autolora:" not in out
+    assert "autolora: no timings for" in own
+
+
+def test_threads_that_outlive_the_main_code_are_accelerated():
+    text = TRAIN.replace(
+        "    main()\n", "    import threading\n    threading.Thread(target=main).start()\n"
+    )
+    code, out, _, own = autolora_run(script(text))
+    assert code == 0
+    assert "class autolora.nn.peft" in out
+    assert "2 LoRA layers of 1 model accelerated" in own
+
+
+def test_strict_mode_begins_once_it_is_tuned(monkeypatch):
+    monkeypatch.setenv("AUTOLORA_STRICT", "1")
+    code, out, err, own = autolora_run("--tune", "train.py")
+    assert code == 0, err
+    assert len(numbers(out)) == 8
+    assert "8 of 16 calls in training ran measured graphs" in own
+
+
+def test_a_run_that_is_too_short_says_so():
+    _, _, _, own = autolora_run("--tune", script(TRAIN.replace("range(8)", "range(3)")))
+    assert "autolora: not tuned: the training ended before its first steps were recorded" in own
+    assert "to tune what was not measured" not in own
+
+
+def test_a_second_run_measures_nothing_again():
+    for said in ("Tuning took", "what the first steps need is measured already"):
+        _, _, _, own = autolora_run("--tune", "--budget", "30s", "train.py")
+        assert said in own
+    assert "Tuning took" not in own
 
 
 @pytest.mark.parametrize(
@@ -206,13 +288,13 @@ threading.Thread(target=late).start()
         (["nowhere.py"], "cannot run nowhere.py: No such file or directory"),
         (["."], "cannot run .: Is a directory"),
         (["-m", "no_such_module"], "there is no module no_such_module to run"),
-        (["-m", "json"], "there is no module json.__main__ to run"),
+        (["--tun", "train.py"], "unrecognized arguments: --tun (see 'autolora run --help')"),
         ([], "no script given: autolora run [options] SCRIPT [arguments], or -m MODULE"),
         (["-m"], "no script given"),
         (["--tune", "--budget", "0", "train.py"], "--budget: must be a time above 0"),
         (["--budget", "5", "train.py"], "--budget is for tuning in the first steps: add --tune"),
         (["--compute-dtype", "int8", "train.py"], "--compute-dtype: must be one of"),
-        (["--nonsense", "train.py"], "unrecognized arguments: --nonsense"),
+        (["--", "nowhere.py"], "cannot run nowhere.py: No such file or directory"),
     ],
 )
 def test_wrong_arguments_are_one_line(words, said, capsys):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,7 @@ _CONTROL = re.compile(
 )
 _PACKAGE = Path(__file__).parents[2]
 _PREFIX = "autolora: "
+_errors: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()  # of the streams, as they were
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
@@ -88,11 +90,19 @@ def print_error(message: str) -> None:
     _print_labelled("error", message)
 
 
+def restore_encoding() -> None:
+    """Has stdout and stderr treat characters that they cannot encode as they did at the start."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream in _errors and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_errors[stream])
+
+
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
     """Shows the library's log messages and warnings on stderr, one line each, without repeats."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
+            _errors.setdefault(stream, stream.errors)
             stream.reconfigure(errors="replace")  # an encoding without our characters
     shown: set[str] = set()
 
