@@ -165,7 +165,11 @@ def _run_on_made_inputs(
         return f"the model cannot be run on {made} ({summary_of(error)})"
     found.notes += inputs.notes if sized else []
     seen = {name for name, _ in found.layers}
-    unseen = [layer for layer in adapted_layers(model) if layer.name not in seen]
+    unseen = [
+        layer
+        for layer in adapted_layers(model)
+        if layer.name not in seen and not _reads_weights(model, layer.name)
+    ]
     stated = _stated(unseen, [batch * length], autocast, device)
     if taken := {name for name, _ in stated.layers}:
         reasons = dict.fromkeys(reason for name, reason in found.left if name in taken)
@@ -177,6 +181,11 @@ def _run_on_made_inputs(
         found.left = [each for each in found.left if each[0] not in taken]
     found.layers += stated.layers
     return found
+
+
+def _reads_weights(model: nn.Module, name: str) -> bool:
+    """Whether a layer belongs to torch's attention, which reads its weights and never calls it."""
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _without_a_run(
