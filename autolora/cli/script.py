@@ -119,7 +119,7 @@ def _spec(module: str) -> ModuleSpec | None:
     try:
         return find_spec(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and module.startswith(error.name):
+        if f"{module}.".startswith(f"{error.name}."):
             return None
         raise  # a package of the module lacks something else
 

@@ -200,7 +200,13 @@ def test_a_module_that_is_missing_in_its_package_is_one_line(module):
 
 
 @pytest.mark.parametrize(
-    "text", ["import not_there\n", "import sys\nprint(sys.argv)\n", "raise ValueError('wrong')\n"]
+    "text",
+    [
+        "import not_there\n",
+        "import pack\n",
+        "import sys\nprint(sys.argv)\n",
+        "raise ValueError('wrong')\n",
+    ],
 )
 def test_a_package_is_imported_as_python_does(text):
     Path("package").mkdir()
