@@ -118,11 +118,11 @@ def model_problems(
     made = _run_on_made_inputs(model, DEFAULT_BATCH_SIZE, None, autocast, device)
     if isinstance(made, Capture):
         found = made.at(tokens)
+        found.siblings = families(model) or found.siblings
     else:
         found = _without_a_run(model, tokens, autocast, device)
         found.notes += [f"{made}: {_GRADIENTS}"] if made else []
     states = [state for _, state in layer_states(model)]
-    found.siblings = families(model) or found.siblings
     if states and not any(state.policy.siblings for state in states):
         found.siblings = []
     return found

@@ -91,7 +91,7 @@ class AutoloraCallback(TrainerCallback):  # type: ignore[misc]
 
         say = logger.warning if state.is_world_process_zero else logger.debug
         try:
-            if not any(True for _ in layer_states(model)):
+            if not list(layer_states(model)):
                 say("%s", accelerate(model, **self.settings))
             self.first.watch(model)
         except AutoloraError as error:
