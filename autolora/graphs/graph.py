@@ -39,7 +39,7 @@ class Graph(BaseGraph):
         dm: route to the gradient of M, DoRA's magnitude.
         transposed: the thin products computed as the transpose of the swapped product,
             ``(Xᵀ Z)ᵀ`` for ``Zᵀ X``: the same numbers in another memory order.
-        onednn: the results of the products that oneDNN computes instead of BLAS.
+        onednn: the results of the products on the CPU that oneDNN computes in float32.
     """
 
     forward: str

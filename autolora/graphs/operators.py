@@ -1,8 +1,10 @@
 """Operators of other libraries that graphs call: oneDNN's products, and bitsandbytes' weights.
 
-torch's CPU builds carry oneDNN beside BLAS. For bfloat16 torch uses oneDNN, for float32 BLAS (MKL
-on x86), which is 10-50 % slower on some processors. The operator is the one that torch.compile
-emits for linear layers. bitsandbytes is never imported here.
+torch's CPU builds carry oneDNN beside BLAS. For float32 torch uses BLAS (MKL on x86), which is
+10-50 % slower on some processors. For 16-bit dtypes it uses oneDNN where the processor has
+instructions for them, and plain loops elsewhere: with AVX2 alone these take 5 to 100 times as long
+as the same product in float32. The operator is the one that torch.compile emits for linear layers.
+bitsandbytes is never imported here.
 """
 
 from __future__ import annotations
@@ -60,6 +62,19 @@ def _operator() -> Any:
     except (AttributeError, RuntimeError):
         return None
     return operator if torch.equal(made, left @ right.t()) else None
+
+
+@lru_cache(maxsize=1)
+def slow_dtypes() -> frozenset[str]:
+    """The 16-bit dtypes whose products on this CPU torch computes without oneDNN."""
+    try:
+        fast = {
+            "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+        }
+    except (AttributeError, RuntimeError):  # a build without oneDNN has nothing to offer instead
+        return frozenset()
+    return frozenset(dtype for dtype, supported in fast.items() if not supported)
 
 
 def quant_state_of(layer: Any) -> Any:

@@ -27,7 +27,7 @@ from autolora.graphs.contraction import (
 from autolora.graphs.dropout import dropout_mask, traced_dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize, onednn, traced_onednn
-from autolora.graphs.tensors import BYTES, at_size_one, run_dtype, tensor_dtype
+from autolora.graphs.tensors import BYTES, at_size_one, is_narrow, run_dtype, tensor_dtype
 from autolora.problem import COMPILED, DTYPES, GRADIENTS, QUANTISED, Problem
 
 PARAMETERS = ("A", "B", "c", "M")  # of the adapter, stored in adapter_dtype
@@ -153,7 +153,7 @@ class Emitter:
     Args:
         problem: of the layer, or of one of several with one X: their dtypes are the same.
         transposed: the thin products computed as the transpose of the swapped product.
-        onednn: the results of the products that oneDNN computes.
+        onednn: the results of the products that oneDNN computes in float32.
     """
 
     def __init__(
@@ -220,11 +220,17 @@ class Emitter:
             stem(onto) == "W" and only_reader and self.problem.layout in QUANTISED
         )
         end = ".t()" * transposed + f".to(torch.{result_dtype})" * (dtype != result_dtype)
-        if step.out in self.onednn and stem(step.onto) in ("", "b"):
+        narrow = is_narrow(dtype)
+        if step.out in self.onednn and (narrow or stem(step.onto) in ("", "b")):
+            wide = ".float()" * narrow
+            bias = f"{onto}{wide}" * (stem(onto) == "b")
             b = f"{right}{'.t()' * (not second_transposed)}"
-            text = f"onednn({a}, {b}{f', {onto}' if onto and not step.scaled else ''})"
-            text += f".mul_({scaling})" * step.scaled
-            text += f".add_({onto})" * bool(onto and step.scaled) + end
+            text = f"onednn({a}{wide}, {b}{wide}{f', {bias}' if bias and not step.scaled else ''})"
+            text += f".mul_({scaling})" * step.scaled + f".add_({bias})" * bool(bias and scale)
+            text += ".t()" * transposed
+            text += f".to(torch.{result_dtype})" * (narrow or dtype != result_dtype)
+            if onto and not bias:
+                text = f"{onto}.add_({text})" if in_place else f"torch.add({onto}, {text})"
         elif not onto and scale:
             text = f"torch.addmm({self._zero(left)}, {a}, {b}, beta=0{scale}){end}"
         elif not onto:

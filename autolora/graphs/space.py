@@ -12,7 +12,8 @@ from autolora.graphs import backward, baseline, forward
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import SAVEABLE, Graph
-from autolora.graphs.tensors import at_size_one, run_dtype
+from autolora.graphs.operators import slow_dtypes
+from autolora.graphs.tensors import at_size_one, is_narrow, run_dtype
 from autolora.problem import COMPILED, GRADIENTS, Problem
 
 # Sizes of the caches: of problems, of problems whatever their tokens, and of problems at size one.
@@ -21,19 +22,35 @@ _PROBLEMS, FAMILIES, _SIZELESS = 1024, 128, 32
 
 
 def onednn_products(graph: Graph, problem: Problem) -> frozenset[str]:
-    """The products of a graph that oneDNN could compute instead of BLAS.
+    """The products of a graph that oneDNN could compute in float32 instead of torch's default.
 
-    They are those in float32 on the CPU that add onto nothing but the bias.
+    On the CPU these are the ones in float32 that add onto nothing but the bias, and all in 16 bits,
+    whose operands are converted.
     """
-    if problem.device != "cpu":
-        return frozenset()
-    return frozenset(
-        step.out
-        for step in graph.steps(problem)
-        if isinstance(step, Contraction)
-        and step.onto in ("", "b")
-        and run_dtype(step, problem) == "float32"
-    )
+    return frozenset(step.out for step, _ in _by_onednn(graph, problem))
+
+
+def products_worth_onednn(graph: Graph, problem: Problem) -> frozenset[str]:
+    """Those of them that are worth timing: in 16 bits where this CPU is slow in that dtype."""
+    in_float32 = (step.out for step, dtype in _by_onednn(graph, problem) if dtype == "float32")
+    return converted_products(graph, problem).union(in_float32)
+
+
+def converted_products(graph: Graph, problem: Problem) -> frozenset[str]:
+    """The products in a 16-bit dtype that this CPU is slow in."""
+    slow = slow_dtypes()
+    return frozenset(step.out for step, dtype in _by_onednn(graph, problem) if dtype in slow)
+
+
+def _by_onednn(graph: Graph, problem: Problem) -> Iterator[tuple[Contraction, str]]:
+    """The products that oneDNN could compute, with the dtypes that they are defined in."""
+    if problem.device != "cpu" or graph.forward == REFERENCE:
+        return
+    for step in graph.steps(problem):
+        if isinstance(step, Contraction):
+            dtype = run_dtype(step, problem)
+            if is_narrow(dtype) or (dtype == "float32" and step.onto in ("", "b")):
+                yield step, dtype
 
 
 def find_graph(name: str, problem: Problem) -> Graph | None:

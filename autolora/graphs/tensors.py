@@ -17,6 +17,11 @@ from autolora.problem import Problem
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 
 
+def is_narrow(dtype: str) -> bool:
+    """Whether a dtype has 16 bits: products in it may be computed in float32, and rounded once."""
+    return dtype in ("bfloat16", "float16")
+
+
 def sees_a_copy(problem: Problem) -> bool:
     """Whether the input of the adapter is D, a tensor of its own, instead of X.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from itertools import compress
 
@@ -12,6 +12,7 @@ from autolora.graphs.graph import Graph, moved_bytes
 from autolora.graphs.space import (
     FAMILIES,
     affine,
+    converted_products,
     fitting_groups,
     graphs_by_saved,
     reference_graph,
@@ -122,9 +123,16 @@ def unmeasured_graph(problem: Problem, objective: Objective) -> tuple[Graph, str
     By FLOPs and bytes; for memory, or if that graph exceeds the limit, by FLOPs among the graphs
     that save the fewest bytes. Only graphs as accurate as the reference are considered. Compiled
     problems get the reference graph: which others are faster compiled is not known unmeasured.
+    Products in a dtype that this CPU is slow in run in float32.
     """
     if problem.mode == COMPILED:
         return reference_graph(problem), "PEFT's graph, compiled"
+    graph, detail = _unmeasured(problem, objective)
+    return replace(graph, onednn=converted_products(graph, problem)), detail
+
+
+def _unmeasured(problem: Problem, objective: Objective) -> tuple[Graph, str]:
+    """The composition, and how it was chosen."""
     graph = analytic_graph(problem)
     if objective.kind != "memory" and objective.admits(graph.saved_bytes(problem)):
         return graph, "chosen by FLOPs and bytes"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from autolora.graphs.base import REFERENCE, BaseGraph
 from autolora.graphs.contraction import AXES
 from autolora.graphs.graph import Graph
 from autolora.graphs.source import PARAMETERS, Line, lines, statement
-from autolora.graphs.space import onednn_products, valid_graphs
+from autolora.graphs.space import converted_products, products_worth_onednn, valid_graphs
 from autolora.graphs.tensors import sizes_of, tensor_dtype
 from autolora.objective import Objective, kinds_of
 from autolora.problem import Problem
@@ -93,18 +94,22 @@ def screen(
     problem = data.problem
     steps: list[tuple[Graph, list[tuple[Key, Key, str]]]] = []
     lines_by_key: dict[Key, Line] = {}
+    slow: set[Key] = set()
     for graph in graphs:
         if graph.forward == REFERENCE:
             continue
         by_blas = _lines(graph, problem)
-        by_onednn = _lines(replace(graph, onednn=onednn_products(graph, problem)), problem)
+        by_onednn = _lines(replace(graph, onednn=products_worth_onednn(graph, problem)), problem)
+        converted = converted_products(graph, problem)
         keys = []
         for one, other in zip(by_blas, by_onednn, strict=True):
             pair = _key(one, problem), _key(other, problem)
+            if one.writes in converted and pair[0] != pair[1]:
+                slow.add(pair[0])
             lines_by_key.update(zip(pair, (one, other), strict=True))
             keys.append((*pair, one.writes))
         steps.append((graph, keys))
-    times = _time(lines_by_key, data, measure, rng)
+    times = _time(lines_by_key, slow, data, measure, rng)
     return sorted(
         (prediction for graph, keys in steps for prediction in _with_libraries(graph, keys, times)),
         key=lambda prediction: prediction.nanoseconds,
@@ -139,18 +144,25 @@ def distinct(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
 
 
 def _time(
-    distinct: Mapping[Key, Line], data: Data, measure: Measure, rng: random.Random
+    distinct: Mapping[Key, Line],
+    slow: Collection[Key],
+    data: Data,
+    measure: Measure,
+    rng: random.Random,
 ) -> dict[Key, float]:
+    """The time of each line; infinite for those of ``slow`` that take long even in float32."""
     values = _Values(data)
     runs = {key: partial(statement(line), values.of(line)) for key, line in distinct.items()}
     times: dict[Key, list[float]] = {key: [] for key in runs}
     with torch.no_grad():
-        for _ in range(_PASSES):
+        for passed in range(_PASSES):
             least = _least(times)
             for key in rng.sample(list(runs), len(runs)):
+                if key in slow and (not passed or least.get(_axes(key), 0.0) > _SLOW_NS):
+                    continue
                 if _worth_timing(times[key], least.get(_axes(key), 0.0)):
                     times[key].append(measure(runs[key]))
-    return {key: min(taken) for key, taken in times.items()}
+    return {key: min(taken, default=inf) for key, taken in times.items()}
 
 
 def _worth_timing(taken: Sequence[float], least: float) -> bool:

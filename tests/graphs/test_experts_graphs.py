@@ -8,7 +8,15 @@ import torch
 from cases import flop_counter
 from torch.autograd.graph import saved_tensors_hooks
 
-from autolora.graphs.experts.graph import BMM, EXECUTORS, GROUPED, LOOP, TURNED, ExpertsGraph
+from autolora.graphs.experts.graph import (
+    BMM,
+    EXECUTORS,
+    GROUPED,
+    LOOP,
+    ONEDNN,
+    TURNED,
+    ExpertsGraph,
+)
 from autolora.graphs.experts.reference import reference
 from autolora.graphs.experts.routing import Routing, drawn_routing, skewed_shares
 from autolora.graphs.experts.space import (
@@ -123,6 +131,43 @@ def test_experts_without_rows_and_rows_without_experts(ids):
     for executor in (LOOP, GROUPED, BMM):
         for graph in structures(problem)[::4]:
             assert_alike(results(data, uniform(graph, problem, executor, executor)), expected)
+
+
+def slow_in(dtypes, monkeypatch):
+    """Makes this processor one without instructions for some dtypes."""
+    for room in ("graph", "space"):
+        monkeypatch.setattr(
+            f"autolora.graphs.experts.{room}.slow_dtypes", lambda: frozenset(dtypes)
+        )
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("layout", ["linear", "conv1d"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
+def test_onednn_equals_pefts_path(dtype, tolerance, layout, bias, monkeypatch):
+    slow_in(["bfloat16"], monkeypatch)
+    problem = posed(dtype, layout=layout, bias=bias)
+    data = Data.random(problem, CPU)
+    expected = results(data, reference_graph(problem))
+    for structure in structures(problem):
+        found = uniform(structure, problem, ONEDNN, ONEDNN)
+        executors = dict(found.executors)
+        assert {executors["Y"], executors["dX"]} <= {ONEDNN, LOOP}
+        assert ONEDNN in executors.values()
+        if dtype == "bfloat16":
+            assert set(executors.values()) == {ONEDNN}
+        for mine, exact in zip(results(data, found), expected, strict=True):
+            torch.testing.assert_close(mine, exact, rtol=tolerance, atol=tolerance)
+
+
+def test_16_bit_products_run_in_float32_where_the_processor_is_slow_in_them(monkeypatch):
+    problem = posed("bfloat16")
+    for dtypes, executor in ((["bfloat16"], ONEDNN), (["float16"], LOOP)):
+        slow_in(dtypes, monkeypatch)
+        chosen = unmeasured_graph(problem, TIME)[0]
+        offered = uniform(chosen.graph, problem, ONEDNN, ONEDNN)
+        assert {each for _, each in chosen.executors} == {executor}
+        assert {each for _, each in offered.executors} == {executor}
 
 
 def test_a_name_finds_its_graph():

@@ -7,12 +7,20 @@ from cases import DORA, KINDS, PLAIN, SEED, Case, S, flop_counter, small, subset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autolora.graphs import space
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import AXES, Contraction
 from autolora.graphs.reference import reference
-from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
+from autolora.graphs.space import (
+    find_graph,
+    onednn_products,
+    products_worth_onednn,
+    reference_graph,
+    valid_graphs,
+)
 from autolora.graphs.tensors import sizes_of
-from autolora.graphs.unmeasured import analytic_graph, flops_graph
+from autolora.graphs.unmeasured import analytic_graph, flops_graph, unmeasured_graph
+from autolora.objective import Objective
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -63,7 +71,7 @@ def test_every_graph_equals_autograd_for_any_needed_gradients(kind):
             case.check(graph, EXACT)
 
 
-@pytest.mark.parametrize(
+in_mixed_dtypes = pytest.mark.parametrize(
     ("dtype", "adapter", "compute", "tolerance"),
     [
         ("float32", "float32", "float32", CLOSE),
@@ -75,6 +83,9 @@ def test_every_graph_equals_autograd_for_any_needed_gradients(kind):
         ("float32", "bfloat16", "bfloat16", ROUGH),
     ],
 )
+
+
+@in_mixed_dtypes
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_equal_autograd_in_mixed_dtypes(kind, dtype, adapter, compute, tolerance):
     problem = small(dtype=dtype, adapter_dtype=adapter, compute_dtype=compute, **KINDS[kind])
@@ -83,14 +94,15 @@ def test_graphs_equal_autograd_in_mixed_dtypes(kind, dtype, adapter, compute, to
         case.check(graph, tolerance)
 
 
+@in_mixed_dtypes
 @pytest.mark.parametrize("kind", KINDS)
-def test_graphs_equal_autograd_with_the_other_library(kind):
-    problem = small(dtype="float32", **KINDS[kind])
+def test_graphs_equal_autograd_with_the_other_library(kind, dtype, adapter, compute, tolerance):
+    problem = small(dtype=dtype, adapter_dtype=adapter, compute_dtype=compute, **KINDS[kind])
     case = Case.of(problem)
     for graph in structures(problem) if kind == "plain" else composed(problem, 40):
         products = onednn_products(graph, problem)
         assert {"dA", "dB"} <= products
-        case.check(replace(graph, onednn=products), CLOSE)
+        case.check(replace(graph, onednn=products), tolerance)
 
 
 @settings(deadline=None, max_examples=120)
@@ -329,11 +341,23 @@ def test_dropout_leaves_no_merged_weight():
     assert {graph.dx for graph in graphs} == {"lowrank"}
 
 
-def test_onednn_is_for_float32_on_the_cpu():
+def test_onednn_is_for_float32_and_16_bits_on_the_cpu():
     name = "base_first/h=saved/dX=lowrank/dA=via_z/dB=via_h/onednn=Y,dX"
-    assert find_graph(name, small(dtype="float32")) is not None
-    assert find_graph(name, small(dtype="bfloat16")) is None
-    assert find_graph(name, small(dtype="float32", device="cuda")) is None
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert find_graph(name, small(dtype=dtype)) is not None
+        assert find_graph(name, small(dtype=dtype, device="cuda")) is None
+    assert find_graph(name, small(dtype="float64")) is None
+
+
+def test_16_bit_products_run_in_float32_where_the_processor_is_slow_in_them(monkeypatch):
+    problem, objective = small(dtype="bfloat16"), Objective()
+    for slow in (frozenset(), frozenset({"bfloat16"})):
+        monkeypatch.setattr(space, "slow_dtypes", lambda slow=slow: slow)
+        graph, _ = unmeasured_graph(problem, objective)
+        assert graph.onednn == (onednn_products(graph, problem) if slow else frozenset())
+        assert products_worth_onednn(graph, problem) == graph.onednn
+        exact = replace(problem, dtype="float32", adapter_dtype="float32", compute_dtype="float32")
+        assert not unmeasured_graph(exact, objective)[0].onednn
 
 
 def test_the_choices_without_measurement():

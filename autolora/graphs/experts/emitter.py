@@ -18,6 +18,7 @@ from autolora.graphs.experts.graph import (
     ExpertsGraph,
     is_ragged,
 )
+from autolora.graphs.tensors import is_narrow
 from autolora.problem import Experts
 
 _RESULTS = ("Y", "dX", "dA", "dB")
@@ -104,9 +105,17 @@ class Emitter:
         local = step.out in loop.local
         end = ".t()" * turned
         if executor == ONEDNN:
-            rows = f"{b}{'.t()' * (not second_t)}"
-            product = f"onednn({a}{'.t()' * first_t}, {rows}{f', {added}' if added else ''})"
-            product += ".mul_(s)" * step.scaled
+            narrow = is_narrow(self.problem.dtype)
+            wide = ".float()" * narrow
+            fused = onto == "b" and not step.scaled
+            left, rows = f"{a}{'.t()' * first_t}{wide}", f"{b}{'.t()' * (not second_t)}{wide}"
+            product = f"onednn({left}, {rows}{f', {added}{wide}' * fused})"
+            product += ".mul_(s)" * step.scaled + f".to(torch.{self.problem.dtype})" * narrow
+            if added and not fused:
+                product = f"torch.add({added}, {product})"
+            if onto == step.out:
+                loop.body.append(f"{self._of_one(step.out, loop)}.add_({product})")
+                return
             if local:
                 loop.body.append(f"{step.out}_e = {product}")
             else:

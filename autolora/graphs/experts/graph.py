@@ -8,7 +8,7 @@ hold those of all experts one after the other; all others have one matrix for ea
 loop        one product for each expert that has rows, written into its slice of the result;
             neighbouring products share one loop
 turned      the same with the transpose of the swapped product: the same numbers in another order
-onednn      the same by oneDNN instead of BLAS, in float32
+onednn      the same by oneDNN in float32, of 16-bit matrices after a conversion
 grouped     one call of torch's grouped product
 bmm         a batched product for each bucket of experts, padded to the rows of its busiest one
 ==========  ========================================================================================
@@ -31,14 +31,15 @@ from autolora.graphs.contraction import (
     size_of,
 )
 from autolora.graphs.graph import PARAMETERS, Graph
-from autolora.graphs.tensors import sizes_of, width
+from autolora.graphs.operators import slow_dtypes
+from autolora.graphs.tensors import is_narrow, sizes_of, width
 from autolora.problem import Experts
 
 LOOPS = (LOOP, TURNED, ONEDNN) = ("loop", "turned", "onednn")
 GROUPED, BMM = "grouped", "bmm"
 EXECUTORS = (*LOOPS, GROUPED, BMM)
 
-_WIDE = ("Y", "dX", "P")  # the products that oneDNN is worth a copy for
+_WIDE = ("Y", "dX", "P")  # the products in float32 that oneDNN is worth a copy for
 MARK = "/x="
 
 
@@ -170,15 +171,20 @@ def executors_for(step: Contraction, problem: Experts) -> tuple[str, ...]:
     found = [LOOP]
     if step.out in THIN_PRODUCTS:
         found.append(TURNED)
-    if (
-        step.out in _WIDE
-        and step.onto in ("", "b")
-        and (problem.dtype, problem.device) == ("float32", "cpu")
-    ):
+    wide = problem.dtype == "float32" and step.out in _WIDE and step.onto in ("", "b")
+    if problem.device == "cpu" and (wide or is_narrow(problem.dtype)):
         found.append(ONEDNN)
     if "m" in step.axes:
         found.append(GROUPED)
     return (*found, BMM)
+
+
+def executors_worth_timing(step: Contraction, problem: Experts) -> tuple[str, ...]:
+    """Those of them that may be fast: oneDNN in 16 bits where this CPU is slow in that dtype."""
+    found = executors_for(step, problem)
+    if not is_narrow(problem.dtype) or problem.dtype in slow_dtypes():
+        return found
+    return tuple(executor for executor in found if executor != ONEDNN)
 
 
 def step_flops(step: Contraction, problem: Experts) -> int:

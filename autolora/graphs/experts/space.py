@@ -15,12 +15,15 @@ from autolora.graphs.experts.graph import (
     GROUPED,
     LOOP,
     MARK,
+    ONEDNN,
     ExpertsGraph,
     bytes_of,
     executors_for,
+    executors_worth_timing,
     product_name,
 )
 from autolora.graphs.graph import Graph
+from autolora.graphs.operators import slow_dtypes
 from autolora.graphs.space import graphs_by_saved
 from autolora.graphs.tensors import at_size_one
 from autolora.graphs.unmeasured import FLOPS_PER_BYTE
@@ -72,7 +75,7 @@ def uniform(graph: Graph, problem: Experts, base: str, thin: str) -> ExpertsGrap
     def executor(step: Contraction) -> str:
         wide = {"W", "V", "P"} & {step.left, step.right, step.out}
         wanted = base if wide else thin
-        allowed = executors_for(step, problem)
+        allowed = executors_worth_timing(step, problem)
         if wanted == GROUPED and GROUPED not in allowed:
             wanted = BMM
         return wanted if wanted in allowed else LOOP
@@ -156,7 +159,8 @@ def unmeasured_graph(problem: Experts, objective: Objective) -> tuple[ExpertsGra
         if objective.admits(reference):
             return _REFERENCE, "PEFT's path"
     balance = FLOPS_PER_BYTE[problem.device]
-    graphs = [uniform(graph, problem, LOOP, LOOP) for graph in structures(problem)]
+    loop = ONEDNN if problem.dtype in slow_dtypes() else LOOP  # which a GPU does not have
+    graphs = [uniform(graph, problem, loop, loop) for graph in structures(problem)]
     if not graphs:
         return _REFERENCE, "PEFT's path"
     best = min(graphs, key=lambda g: g.flops(problem) + balance * g.bytes(problem))

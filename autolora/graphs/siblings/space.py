@@ -150,7 +150,7 @@ def _with_libraries(problem: Siblings, layers: Sequence[Graph]) -> Iterator[Sequ
     """The graphs with their own libraries, and with oneDNN for every product that it can do."""
     yield layers
     every = [
-        replace(graph, onednn=space.onednn_products(graph, part))
+        replace(graph, onednn=space.products_worth_onednn(graph, part))
         for graph, part in zip(layers, problem.parts, strict=True)
     ]
     if every != list(layers):

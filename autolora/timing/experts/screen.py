@@ -19,7 +19,7 @@ from autolora.graphs.experts.graph import (
     BMM,
     EXECUTORS,
     ExpertsGraph,
-    executors_for,
+    executors_worth_timing,
     is_ragged,
     ragged_factors,
 )
@@ -167,7 +167,7 @@ class _Steps:
         """The least nanoseconds of each step with each executor."""
         runs: dict[tuple[Key, str], Callable[[], object]] = {}
         for step in steps:
-            for executor in executors_for(step, self.data.problem):
+            for executor in executors_worth_timing(step, self.data.problem):
                 runs.setdefault((_key(step), executor), self._run(step, executor))
         taken: dict[tuple[Key, str], list[float]] = {each: [] for each in runs}
         with torch.no_grad():
