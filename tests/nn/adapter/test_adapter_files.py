@@ -75,7 +75,7 @@ THEIRS = {  # name → model, options of LoraConfig
 }
 
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs/training.md"
 
 
 def bytes_of(folder):
@@ -338,13 +338,13 @@ def test_alpha_of_rslora_is_kept(tmp_path):
     assert again.scaling == scaling_of(7, 6, True)
 
 
-def test_the_example_of_the_readme(tmp_path, monkeypatch):
+def test_the_example_of_the_documents(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), flags=re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.M | re.S)
     (example,) = [block for block in blocks if "save_adapter" in block]
     ours = add_lora("llama", {})
     names = {"autolora": autolora, "model": ours, "base": base()}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, "training.md", "exec"), names)
     assert names["model"] is names["base"]
     torch.testing.assert_close(logits(names["model"]), logits(ours), rtol=1e-4, atol=1e-5)
     theirs = peft.PeftModel.from_pretrained(base(), "adapter")

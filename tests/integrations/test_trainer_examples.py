@@ -1,14 +1,10 @@
-"""The README's examples of scripts and trainers, run as they stand."""
+"""The examples of trainers in docs/training.md, and what they say of the output."""
 
-import re
-import shlex
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from documents import PAGES, blocks
 from trainers import llama, rows, settings
 from transformers import Trainer, TrainingArguments
 
@@ -16,40 +12,24 @@ import autolora
 from autolora.integrations.usage import Usage
 from autolora.tuning.payback import Payback
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## In what you already run")[1].split("\n## ")[0]
-COMMANDS = re.findall(r"^\$ (.*)$", SECTION, flags=re.M)
-
-
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", SECTION, flags=re.M | re.S)
-    return found
-
-
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("autolora ")])
-def test_the_commands(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("train.py").write_text("import sys\nprint(sys.argv[1:])\n", encoding="utf-8")
-    Path("package").mkdir()
-    Path("package", "train.py").write_text("import sys\nprint(sys.argv[1:])\n", encoding="utf-8")
-    words = [sys.executable, "-m", *shlex.split(command)]
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    run = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert run.stdout == "['--epochs', '3']\n"
+PAGE = PAGES["docs/training.md"]
+TRAINER = PAGE.split("## In the Trainer")[1].split("\n## ")[0]
 
 
 def test_the_callback(tmp_path):
     args = TrainingArguments(**settings(tmp_path))
     names = {"Trainer": Trainer, "model": llama(), "args": args, "data": rows()}
-    exec(block("python"), names)
+    (block,) = blocks(TRAINER, "python")
+    exec(block, names)
     last = names["trainer"].state.log_history[-2]
     assert {"autolora/measured_share", "autolora/saved_seconds"} <= last.keys()
-    assert all(f"`{key}`" in SECTION for key in last if key.startswith("autolora/"))
+    assert all(f"`{key}`" in TRAINER for key in last if key.startswith("autolora/"))
 
 
 def test_the_account_reads_as_it_is_written():
     usage = Usage(210, Counter({"exact": 1_680, "miss": 840}), saved_ns=1.6e9)
-    first, second = block("text").splitlines()
+    (block,) = blocks(PAGE, "text")
+    first, second = block.splitlines()
     assert first == f"autolora: {Payback(15.0, 0.201)}"
     assert second == f"autolora: 210 LoRA layers of 1 model accelerated; {usage}"
 
