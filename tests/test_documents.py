@@ -11,15 +11,25 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from cache_files import keep
 from documents import PAGES, ROOT, anchors, blocks, commands, links, tool_commands
+from records import make_record
 from small_llama import SIZES
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 import autolora
-from autolora.cli import main
+from autolora.cli import main, tune
 from autolora.cli.parser import parse
-from autolora.timing import data
+from autolora.environment import Environment
+from autolora.timing import data, effort, measurement
+from autolora.tuning import entry
 
 # Commands that are parsed by the parsers of their programs and not run: first words → why.
 ONLY_PARSED = {
@@ -53,8 +63,12 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(**CONFIG))
 
 
-def model_for(block):
+def model_for(page, block):
     """What an example calls ``model``."""
+    if page == "docs/experts.md":
+        from small_mixture import config_of
+
+        return AutoModelForCausalLM.from_config(config_of("qwen3_moe", num_hidden_layers=1))
     if "get_peft_model(" in block or "add_lora(" in block:
         return llama()
     if "save_adapter(" in block:
@@ -62,18 +76,24 @@ def model_for(block):
     return peft.get_peft_model(llama(), peft.LoraConfig(r=16, target_modules="all-linear"))
 
 
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Layers are tuned as compiled without a compiler, which would take minutes."""
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch):
+    """Tuning takes no time: nothing is timed really, few graphs race, and nothing is compiled."""
+    monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: 1e6)
+    for efforts in ("EFFORTS", "_COMPILED"):
+        known = getattr(effort, efforts)
+        monkeypatch.setattr(effort, efforts, dict.fromkeys(known, known["quick"]))
     monkeypatch.setattr(data, "compiled", lambda layer: layer)
-    monkeypatch.setattr(data, "require_compiler", lambda device: None)
+    for module in (data, entry, tune):
+        monkeypatch.setattr(module, "require_compiler", lambda device: None)
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.mark.parametrize(
     ("page", "block"),
     [(page, block) for page, text in PAGES.items() for block in blocks(text, "python")],
 )
-@pytest.mark.usefixtures("uncompiled")
 def test_the_examples_run(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(3, 64, (8, 12))]
@@ -82,7 +102,7 @@ def test_the_examples_run(page, block, tmp_path, monkeypatch):
         "autolora": autolora,
         "peft": peft,
         "torch": torch,
-        "model": model_for(block),
+        "model": model_for(page, block),
         "base": llama(),
         "linear": nn.Linear(8, 12),
         "Trainer": Trainer,
@@ -134,10 +154,9 @@ def workplace(tmp_path, monkeypatch):
     Path("package/__init__.py").write_text("", encoding="utf-8")
     Path("package/module.py").write_text(PACKAGE, encoding="utf-8")
     Path("package/train.py").write_text(SCRIPT, encoding="utf-8")
+    here = Environment.of(torch.device("cpu"))
     for name in ("node-1", "node-2", "team", "mine"):
-        problem = autolora.Problem(8, 8, 16, 2, "float32", "cpu")
-        tuned = import_module("autolora.tuning.tuner").tune_problems
-        tuned([problem], cache=f"{name}.json", effort="quick")
+        keep(f"{name}.json", make_record(times={"reference": 2 * 10**9}, environment=here))
     yield tmp_path
     sys.modules.pop("package", None)
     for name in [name for name in sys.modules if name.startswith("package.")]:
@@ -149,7 +168,6 @@ def only_parsed(command):
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if commands(text)])
-@pytest.mark.usefixtures("uncompiled")
 def test_the_commands_run(page, workplace, monkeypatch):
     for command in commands(PAGES[page]):
         words = shlex.split(command.replace("/shared/", f"{workplace}/shared/"))

@@ -32,7 +32,10 @@ def add_cache(commands: Any) -> None:
         usage=f"{prog} VERB [options]",
         description="Works on timing caches: the files that 'autolora tune' writes and layers "
         f"read.\n\nverbs:\n{_VERBS}",
-        epilog="'autolora cache VERB --help' tells more about each.\n",
+        epilog="examples:\n"
+        "  autolora cache path\n"
+        "  autolora cache merge node-*.json -o team.json\n\n"
+        "'autolora cache VERB --help' tells more about each.\n",
     )
     parser.set_defaults(run=lambda _: parser.error(f"no verb given; one of {_NAMES}"))
     verbs = parser.add_subparsers(
