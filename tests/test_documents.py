@@ -29,7 +29,7 @@ from autolora.cli import main, tune
 from autolora.cli.parser import parse
 from autolora.environment import Environment
 from autolora.timing import data, effort, measurement
-from autolora.tuning import entry
+from autolora.tuning import check, entry
 
 # Commands that are parsed by the parsers of their programs and not run: first words → why.
 ONLY_PARSED = {
@@ -79,7 +79,8 @@ def model_for(page, block):
 @pytest.fixture(autouse=True)
 def _cheap(monkeypatch):
     """Tuning takes no time: nothing is timed really, few graphs race, and nothing is compiled."""
-    monkeypatch.setattr(measurement, "measure_for", lambda device: lambda run: 1e6)
+    for module in (check, measurement):
+        monkeypatch.setattr(module, "measure_for", lambda device: lambda run: 1e6)
     for efforts in ("EFFORTS", "_COMPILED"):
         known = getattr(effort, efforts)
         monkeypatch.setattr(effort, efforts, dict.fromkeys(known, known["quick"]))
@@ -156,7 +157,7 @@ def workplace(tmp_path, monkeypatch):
     Path("package/train.py").write_text(SCRIPT, encoding="utf-8")
     here = Environment.of(torch.device("cpu"))
     for name in ("node-1", "node-2", "team", "mine"):
-        keep(f"{name}.json", make_record(times={"reference": 2 * 10**9}, environment=here))
+        keep(f"{name}.json", make_record(times={"reference": 10**8}, environment=here))
     yield tmp_path
     sys.modules.pop("package", None)
     for name in [name for name in sys.modules if name.startswith("package.")]:

@@ -47,6 +47,8 @@ TARGET is one of
   package.module  as model.py, with :NAME or without; it is imported, with the
                   current folder first on the path
   config.json     of a Hugging Face model, or its folder; weights are not needed
+A file or module is imported: what trains in it belongs under
+  if __name__ == "__main__":
 A model file or module finds the ARGUMENTS after -- in sys.argv, and no others.
 The model's code is run to see how many tokens reach each layer, without its
 numbers: no memory, little time. A model of transformers gets inputs made from
