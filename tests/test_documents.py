@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
@@ -155,9 +156,13 @@ def workplace(tmp_path, monkeypatch):
     Path("package/__init__.py").write_text("", encoding="utf-8")
     Path("package/module.py").write_text(PACKAGE, encoding="utf-8")
     Path("package/train.py").write_text(SCRIPT, encoding="utf-8")
-    here = Environment.of(torch.device("cpu"))
-    for name in ("node-1", "node-2", "team", "mine"):
-        keep(f"{name}.json", make_record(times={"reference": 10**8}, environment=here))
+    record = make_record(
+        times={"reference": 10**8},
+        environment=Environment.of(torch.device("cpu")),
+        measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    for name in ("node-1", "node-2", "team", "mine", "timings.v1"):
+        keep(f"{name}.json", record)
     yield tmp_path
     sys.modules.pop("package", None)
     for name in [name for name in sys.modules if name.startswith("package.")]:

@@ -1,12 +1,14 @@
 """The tools import what the package has, and their regimes mean what their names say."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[1] / "tools"
+ROOT = Path(__file__).parents[1]
+TOOLS, DOCS = ROOT / "tools", ROOT / "docs"
 F32, BF16 = torch.float32, torch.bfloat16
 
 
@@ -39,3 +41,29 @@ def test_a_regime_is_stated_by_its_name(name, dtypes, others):
 def test_an_unknown_word_is_no_regime():
     with pytest.raises(KeyError):
         importlib.import_module("common.regimes").Regime.of("float33")
+
+
+def test_the_drawn_step_is_that_of_its_figures():
+    draw_step = importlib.import_module("draw_step")
+    figures = json.loads((DOCS / "step.json").read_text(encoding="utf-8"))
+    assert draw_step.drawing(figures) == (DOCS / "step.svg").read_text(encoding="utf-8")
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    for step in figures["steps"]:
+        assert f"{step['speedup']:.2f}x, {step['overhead_removed']:.0%}" in page
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#0d1117"])
+def test_the_drawing_can_be_read_on_light_and_on_dark_pages(page):
+    draw_step = importlib.import_module("draw_step")
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(colour):
+        dark, light = sorted((luminance(colour), luminance(page)))
+        return (light + 0.05) / (dark + 0.05)
+
+    assert contrast(draw_step.TEXT) > 4
+    assert min(map(contrast, (draw_step.BASE, draw_step.PEFT, draw_step.OURS))) > 3
