@@ -38,8 +38,15 @@ ONLY_PARSED = {
     "accelerate launch": "starts processes with settings of the user's own",
 }
 
-# Sizes: one layer, and 4 heads of 8, in which every layer of a larger model occurs.
-CONFIG = {**SIZES, "num_hidden_layers": 1, "pad_token_id": 0, "eos_token_id": 1}
+# One layer whose products are all of one size, so that few problems are tuned.
+CONFIG = {
+    **SIZES,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 4,
+    "intermediate_size": 32,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
 MODEL = f"""
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(**{CONFIG!r}))
