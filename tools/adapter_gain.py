@@ -15,7 +15,8 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, write
+from common.arguments import choice_of, parsed, parser_for
+from common.results import sample, write
 
 from autolora.graphs.reference import reference
 from autolora.graphs.space import reference_graph, valid_graphs
@@ -87,6 +88,7 @@ def rows_of(problem, size, draws):
     for route, name in drawn[0]:
         each = [one[route, name] for one in drawn]
         row = {"dtype": problem.dtype, "size": size, "route": route, "graph": name}
+        row["samples"] = {key: sample([one[key] for one in each], 9) for key in each[0]}
         for key in each[0]:
             values = [one[key] for one in each]
             row[key] = mean(values)
@@ -131,7 +133,7 @@ def main() -> None:
                     f"{row['error_Y']:>12.2e}{row['error_dX']:>13.2e}",
                     flush=True,
                 )
-    write(options.json, rows)
+            write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from itertools import cycle
 from statistics import median
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.models import adapted, bare, llama, minilm, smollm2
 from common.regimes import OF_MODELS, Regime
+from common.results import samples, write
 from common.timing import interleaved
 from torch import nn
 
@@ -118,6 +119,7 @@ def bench(name, regime_name, rank, rounds, effort, blocks):
         "won_by_peft": sum(record.winner == record.reference for record in records),
         "exact": sum(layer.reason == "exact" for layer in seen),
         "choices": len(seen),
+        "samples": samples(times, "peft", "peft compiled", "apart compiled"),
         "losses": {key: values[:3] for key, values in losses.items()},
     }
 

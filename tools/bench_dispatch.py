@@ -18,9 +18,10 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
 from common.models import layer_of, one_layer
 from common.regimes import Regime
+from common.results import sample, samples, write
 from common.timing import interleaved
 from torch import nn
 
@@ -38,18 +39,21 @@ class Empty(nn.Module):
 
 
 def per_call(call, calls=2000):
-    """Nanoseconds of one call, the least of several batches, since nothing can make it faster."""
-    best = float("inf")
+    """Nanoseconds of one call in each of several batches."""
+    found = []
     for _ in range(15):
         start = time.perf_counter_ns()
         for _ in range(calls):
             call()
-        best = min(best, (time.perf_counter_ns() - start) / calls)
-    return best
+        found.append((time.perf_counter_ns() - start) / calls)
+    return found
 
 
 def dispatch():
-    """Microseconds of look-up and dispatch on a hit, for a PEFT layer and for LoRALinear."""
+    """Microseconds of look-up and dispatch on a hit, for a PEFT layer and for LoRALinear.
+
+    ``least`` is the least of the batches, since nothing can make a call faster.
+    """
     x = torch.randn(1, 64)
     Y = torch.randn(1, 64)
     peft_layer = one_layer(Regime(), 64, 64, 8)
@@ -61,7 +65,7 @@ def dispatch():
     figures = {}
     with torch.no_grad():
         empty = Empty()
-        nothing = per_call(lambda: empty(x))
+        nothing = min(per_call(lambda: empty(x)))
         for name, layer in layers.items():
             (adapted,) = adapted_layers(layer)
             autolora.tune(adapted.problem(1, gradients=()))
@@ -71,7 +75,8 @@ def dispatch():
             if choice.executable is None:
                 raise SystemExit("the reference graph won: nothing is dispatched; run again")
             choice.executable = replace(choice.executable, forward=lambda *_: (Y, ()))
-            figures[name] = (per_call(lambda layer=layer: layer(x)) - nothing) / 1e3
+            taken = [(ns - nothing) / 1e3 for ns in per_call(lambda layer=layer: layer(x))]
+            figures[name] = {"least": min(taken), **sample(taken)}
     return figures
 
 
@@ -93,6 +98,7 @@ def tiny():
     return {
         "speedup": paired(times["peft"], times["autolora"])[0],
         "us": {name: median(taken) / 1e4 for name, taken in times.items()},
+        "samples": samples(times, "peft"),  # ten calls
     }
 
 
@@ -106,23 +112,25 @@ def imports(pairs=15):
             subprocess.run([sys.executable, "-c", code], check=True)
             took[code] = time.perf_counter() - start
         added.append((took["import torch, autolora"] - took["import torch"]) * 1e3)
-    return median(added)
+    return sample(added)
 
 
 def main() -> None:
     """Prints the three figures."""
     options = parsed(parser_for(__doc__))
+    figures = {}
     with temporary_cache():
-        figures = {"dispatch_us": dispatch(), "tiny": tiny(), "import_ms": imports()}
+        for name, found in (("dispatch_us", dispatch), ("tiny", tiny), ("import_ms", imports)):
+            figures[name] = found()
+            write(options.json, [figures])
     for name, us in figures["dispatch_us"].items():
-        print(f"look-up and dispatch on a hit, {name}: {us:.2f} µs a call")
+        print(f"look-up and dispatch on a hit, {name}: {us['least']:.2f} µs a call")
     us = figures["tiny"]["us"]
     print(
         f"1 token, 64→64, forward + backward: PEFT {us['peft']:.1f} µs, autolora "
         f"{us['autolora']:.1f} µs, {figures['tiny']['speedup']:.2f}x"
     )
-    print(f"import autolora adds {figures['import_ms']:.0f} ms to import torch")
-    write(options.json, figures)
+    print(f"import autolora adds {figures['import_ms']['median']:.0f} ms to import torch")
 
 
 if __name__ == "__main__":

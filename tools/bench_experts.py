@@ -22,8 +22,9 @@ from statistics import geometric_mean, median
 import peft
 import torch
 import transformers
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.regimes import Regime
+from common.results import samples, write
 from common.timing import interleaved
 from torch import nn
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -150,7 +151,7 @@ def bench_case(case, regime_name, implementation, rounds):
         "over_peft": paired(times["peft"], times["autolora"])[0],
         "bare_over_peft": paired(times["peft"], times["bare"])[0],
         "ms": {key: round(median(taken) / 1e6, 2) for key, taken in times.items()},
-        "rounds": len(times["peft"]),
+        "samples": samples(times, "peft"),
         "peak_bytes": peaks,
         "tuning_s": round(tuning, 1),
         "graphs": {f"{r.problem.in_features}→{r.problem.out_features}": r.winner for r in records},
@@ -233,6 +234,7 @@ def bench_model(name, regime_name, implementation, rank, rounds, steps):
         "over_peft": paired(times["peft"], times["autolora"])[0],
         "bare_over_peft": paired(times["peft"], times["bare"])[0],
         "ms": {key: round(median(taken) / 1e6, 1) for key, taken in times.items()},
+        "samples": samples(times, "peft"),
         "tuning_s": round(tuning, 1),
         "losses": losses,
     }
@@ -300,6 +302,7 @@ def main() -> None:
                 with temporary_cache():
                     found.append(bench_case(case, regime, implementation, options.rounds))
                 show(found[-1])
+                write(options.json, rows + found)
             rows += found
             if found:
                 over = [row["over_peft"] for row in found]
@@ -308,7 +311,6 @@ def main() -> None:
                     f"{min(over):.3f}x",
                     flush=True,
                 )
-            write(options.json, rows)
 
 
 if __name__ == "__main__":

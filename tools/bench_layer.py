@@ -12,9 +12,10 @@ import time
 from statistics import geometric_mean
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.models import layer_of, one_layer
 from common.regimes import Regime
+from common.results import samples, write
 from common.timing import against_peft, interleaved
 
 import autolora
@@ -86,7 +87,7 @@ def bench(name, shape, rank, rounds, seconds):
         **against_peft(times),
         "over_flops": paired(times["flops"], times["autolora"])[0],
         "tuning_s": tuning,
-        "rounds": len(times["peft"]),
+        "samples": samples(times, "peft", "flops"),
         "graph": record.winner,
     }
 
@@ -127,6 +128,7 @@ def main() -> None:
                 for rank in options.rank:
                     row = bench(name, shape, rank, options.rounds, options.seconds)
                     these.append(row)
+                    write(options.json, rows + these)
                     ms = "".join(f"{row['ms'][k]:>7.2f} ms" for k in ("peft", "autolora", "floor"))
                     print(
                         f"{row['tokens']:>7}{row['in']:>6}{row['out']:>6}{rank:>6}{ms}"
@@ -137,7 +139,6 @@ def main() -> None:
                     )
             summarise(name, these)
             rows += these
-    write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ import time
 from itertools import cycle
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.models import adapted, bare, llama, smollm2
 from common.regimes import OF_MODELS, Regime
+from common.results import samples, write
 from common.timing import against_peft, interleaved
 
 import autolora
@@ -76,6 +77,7 @@ def bench(name, regime_name, batch, length, rank, rounds):
         "problems": len(tuned.records),
         "tuning_s": tuning,
         **against_peft(times),
+        "samples": samples(times, "peft"),
         "losses": losses,
         "largest_difference": max(abs(a - b) for a, b in zip(*losses.values(), strict=True)),
         "exact_hits": sum(layer.reason == "exact" for layer in seen.layers) / len(seen.layers),
@@ -100,6 +102,7 @@ def main() -> None:
             for regime in options.regime:
                 row = bench(name, regime, *sizes, options.rank, options.rounds)
                 rows.append(row)
+                write(options.json, rows)
                 s, losses = {k: ms / 1e3 for k, ms in row["ms"].items()}, row["losses"]["peft"]
                 print(
                     f"{name}, {regime}: {row['tokens']} tokens, rank {row['rank']}: step "
@@ -110,7 +113,6 @@ def main() -> None:
                     f"largest difference of ten steps {row['largest_difference']:.1e}",
                     flush=True,
                 )
-    write(options.json, rows)
 
 
 if __name__ == "__main__":

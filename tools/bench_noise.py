@@ -17,7 +17,8 @@ import time
 from itertools import combinations
 from typing import Any
 
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
+from common.results import write
 
 from autolora import Problem
 from autolora.tuning.tuner import tune_problems
@@ -46,12 +47,12 @@ def main() -> None:
     options = parsed(parser)
     runs: dict[str, list[Any]] = {name: [] for name in GROUPS}
     if options.json and options.json.exists():
-        runs |= json.loads(options.json.read_text())["results"]
+        runs |= json.loads(options.json.read_text())["rows"][0]
     for group in [options.only] if options.only else GROUPS:
         for _ in range(options.runs):
             budget = options.budget if group == "llama" else None
             runs[group].append(tuned(GROUPS[group], budget))
-            write(options.json, runs)
+            write(options.json, [runs])
         show(group, runs[group])
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.regimes import OF_MODELS, Regime
+from common.results import sample, write
 
 SCRIPT = Path(__file__).with_name("train_smollm2.py")
 MADE = "model = peft.get_peft_model("
@@ -74,9 +75,12 @@ def bench(name, rounds, steps):
     rows = {}
     for way, runs in found.items():
         pairs = zip(plain, runs[0]["losses"], strict=True)
+        seconds = [s for each in runs for s in each["seconds"][WARMUP:]]
+        peaks = [each["peak_mib"] for each in runs]
         rows[way] = {
-            "step_s": median(s for each in runs for s in each["seconds"][WARMUP:]),
-            "peak_mib": median(each["peak_mib"] for each in runs),
+            "step_s": median(seconds),
+            "peak_mib": median(peaks),
+            "samples": {"step_s": sample(seconds), "peak_mib": sample(peaks)},
             "largest_difference": max(abs(a - b) for a, b in pairs),
         }
     account = [line for line in said.splitlines() if line.startswith("autolora: ")]
@@ -84,7 +88,7 @@ def bench(name, rounds, steps):
 
 
 def starting(rounds):
-    """Seconds that a script that does nothing takes, by ``python`` and by ``autolora run``."""
+    """Seconds that a script that does nothing takes in each round, by either way to run it."""
     with TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.py"
         empty.touch()
@@ -95,7 +99,7 @@ def starting(rounds):
                 begin = time.perf_counter()
                 subprocess.run([sys.executable, *words], capture_output=True, check=True)
                 taken[way].append(time.perf_counter() - begin)
-    return {way: median(each) for way, each in taken.items()}
+    return taken
 
 
 def main() -> None:
@@ -107,9 +111,10 @@ def main() -> None:
     options = parsed(parser)
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    start = starting(15)
-    print(", ".join(f"{way}: {1e3 * taken:.0f} ms" for way, taken in start.items()), "to start")
-    rows = []
+    start = {way: sample(taken) for way, taken in starting(15).items()}
+    medians = (f"{way}: {1e3 * each['median']:.0f} ms" for way, each in start.items())
+    print(", ".join(medians), "to start")
+    rows = [{"starting_s": start}]
     for name in options.regime:
         row = bench(name, options.rounds, options.steps)
         rows.append(row)
@@ -124,7 +129,7 @@ def main() -> None:
                 f"{figures['largest_difference']:>15.1e}",
                 flush=True,
             )
-        write(options.json, {"starting_s": start, "regimes": rows})
+        write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from itertools import cycle
 from statistics import geometric_mean, median
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.models import adapted, bare, llama, minilm, smollm2, vit
 from common.regimes import OF_MODELS, Regime
+from common.results import samples, write
 from common.timing import interleaved
 from torch import nn
 
@@ -75,6 +76,7 @@ def compared(times):
         "over_peft": paired(times["peft"], times["siblings"])[0],
         "bare_over_peft": paired(times["peft"], times["bare"])[0],
         "ms": {key: round(median(taken) / 1e6, 3) for key, taken in times.items()},
+        "samples": samples(times, "peft", "apart"),
     }
 
 
@@ -122,6 +124,7 @@ def bench_layers(name, shape, rank, rounds, compiled):
         "in": in_features,
         "outs": outs,
         "rank": rank,
+        "compiled": compiled,
         **compared(times),
         "tuning_s": round(tuning, 1),
         "graph": winners[0] if winners else "one by one",
@@ -253,13 +256,13 @@ def main() -> None:
                 for rank in options.rank or RANKS:
                     row = bench_layers(name, shape, rank, options.rounds, options.compiled)
                     these.append(row)
+                    write(options.json, rows + these)
                     title = f"{row['tokens']} × {row['in']} → {', '.join(map(str, row['outs']))}"
                     ratios = (row[key] for key in ("over_apart", "over_peft", "bare_over_peft"))
                     words = "".join(f"{ratio:>10.3f}x" for ratio in ratios)
                     print(f"   {title:28}{rank:>5}{words}  {row['graph']}", flush=True)
             show_layers(these, name)
             rows += these
-            write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from itertools import chain, combinations
 from statistics import median
 
 import torch
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
+from common.results import samples, write
 from common.timing import interleaved
 
 from autolora import Problem, TimingCache
@@ -91,19 +92,14 @@ def main() -> None:
     settle_allocator(CPU)
     with plain_torch(CPU):
         if options.tokens:
-            rows = unseen_counts(Tokens.of(options.tokens), options.counts, options.effort)
+            for rows in unseen_counts(Tokens.of(options.tokens), options.counts, options.effort):
+                write(options.json, rows)
         else:
-            rows = [
-                regrets(
-                    PROBLEMS[number],
-                    options.effort,
-                    options.paper_seconds,
-                    math.inf if options.keep_beaten else HOPELESS,
-                )
-                for number in options.problems
-            ]
+            rows, hopeless = [], math.inf if options.keep_beaten else HOPELESS
+            for problem in (PROBLEMS[number] for number in options.problems):
+                rows.append(regrets(problem, options.effort, options.paper_seconds, hopeless))
+                write(options.json, rows)
             summarise(rows)
-    write(options.json, rows)
 
 
 def regrets(problem, effort, paper_seconds, hopeless):
@@ -136,6 +132,7 @@ def regrets(problem, effort, paper_seconds, hopeless):
         "regret": {name: ratio for name, (ratio, _) in ratios.items()},
         "noise": {name: noise for name, (_, noise) in ratios.items()},
         "noisy": noisy,
+        "samples": samples(times, "exhaustive"),
     }
     print(f"{problem}: every valid graph took {seconds['exhaustive']:.0f} s", flush=True)
     for name in ("tuner", "busy", "flops", "paper", "PEFT"):
@@ -233,7 +230,10 @@ def subsets(names):
 
 
 def unseen_counts(tokens, counts, effort):
-    """Tunes a range, and compares the interpolated choice with the best at other counts."""
+    """Tunes a range, and compares the interpolated choice with the best at other counts.
+
+    Yields the rows of all counts so far after each.
+    """
     rng = random.Random(0)
     environment = Environment.of(CPU)
     rows = []
@@ -261,15 +261,16 @@ def unseen_counts(tokens, counts, effort):
             graphs = {"interpolated": find_graph(answer.graph, problem), "best": best}
             times = timed_together(Data.random(problem, CPU), graphs)
             ratio, noise = compare(times["interpolated"], times["best"])
-            rows.append({"problem": str(problem), "reason": answer.reason, "regret": ratio})
+            row = {"problem": str(problem), "reason": answer.reason, "regret": ratio}
+            rows.append(row | {"noise": noise, "samples": samples(times, "best")})
             print(f"  {problem}: {answer.reason} {ratio:.3f} ± {noise:.3f}", flush=True)
+            yield rows
     regrets = sorted(row["regret"] for row in rows)
     within = sum(regret <= 1.03 for regret in regrets)
     print(
         f"within 3 % of the best of all graphs at {within} of {len(regrets)} counts "
         f"({within / len(regrets):.0%}); median {median(regrets):.3f}, worst {regrets[-1]:.3f}"
     )
-    return rows
 
 
 @contextmanager

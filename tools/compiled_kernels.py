@@ -9,9 +9,10 @@ of torch's profiler are printed that take most time of their own, in millisecond
 from __future__ import annotations
 
 import torch
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
 from common.models import one_layer
 from common.regimes import OF_MODELS, Regime
+from common.results import write
 from torch.profiler import ProfilerActivity, profile
 
 import autolora
@@ -65,7 +66,7 @@ def main() -> None:
         print(f"\n{name}")
         for ms, count, operator in table:
             print(f"{ms:10.3f} ms  ×{count:<4.0f} {operator}")
-    write(options.json, {"problem": problem.to_json(), "operators": rows})
+    write(options.json, [{"problem": problem.to_json(), "operators": rows}])
 
 
 if __name__ == "__main__":

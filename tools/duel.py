@@ -16,7 +16,8 @@ from __future__ import annotations
 from statistics import median
 
 import torch
-from common.arguments import parsed, parser_for, write
+from common.arguments import parsed, parser_for
+from common.results import samples, write
 from common.timing import interleaved
 
 from autolora.graphs.space import find_graph
@@ -69,7 +70,8 @@ def main() -> None:
             print(f"{median(taken) / 1e6:9.3f} ms  {name}  {judged.reason or 'accurate'}")
     ratio, noise = paired(*times.values())
     print(f"the second is {ratio:.3f}x ± {noise:.3f} as fast as the first")
-    write(path, {"graphs": names, "ns": list(times.values()), "ratio": ratio, "noise": noise})
+    found = {"graphs": names, "samples": samples(times, 0), "ratio": ratio, "noise": noise}
+    write(path, [{"problem": problem.to_json(), **found}])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests/support"))
 
-from common.arguments import parsed, parser_for, write
+from common.arguments import parsed, parser_for
+from common.results import write
 from fault_speed import speed, write_records
 from hostile import EMPTY, EXAMPLE, HOSTILE, dense_record, read_apart, real_file
 from publishing import let_go, start_publishing
@@ -193,8 +194,8 @@ def main() -> None:
             for demanded, outcome, met in PARTS[name](Path(folder)):
                 print(f"{'ok  ' if met else 'MISS'} {name}: {demanded}; {outcome}", flush=True)
                 found.append({"part": name, "demanded": demanded, "found": outcome, "met": met})
+                write(options.json, found)
         print(f"     {name} took {time.perf_counter() - start:.0f} s", flush=True)
-    write(options.json, found)
     sys.exit(not all(each["met"] for each in found))
 
 

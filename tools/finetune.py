@@ -22,8 +22,9 @@ from statistics import mean
 import peft
 import torch
 import transformers
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
 from common.models import movie_reviews, package_folder
+from common.results import samples, write
 from torch.nn.functional import cross_entropy
 
 import autolora
@@ -124,7 +125,8 @@ def train(plain, seed, batches, held, tokens, rate, compute_dtype):
             seconds[name].append(time.perf_counter() - start)
             losses[name].append(loss.item())
     seen = autolora.explain(fast).layers  # before the evaluation, which is not tuned for
-    ratio, noise = paired(seconds["peft"][1:], seconds["autolora"][1:])
+    nanoseconds = {name: [1e9 * s for s in taken[1:]] for name, taken in seconds.items()}
+    ratio, noise = paired(nanoseconds["peft"], nanoseconds["autolora"])
     return {
         "seed": seed,
         "layers": len(report.taken),
@@ -137,7 +139,7 @@ def train(plain, seed, batches, held, tokens, rate, compute_dtype):
         "final_loss": {name: mean(losses[name][-LAST:]) for name in NAMES},
         "accuracy": {name: accuracy(models[name], held) for name in NAMES},
         "losses": losses,
-        "step_s": seconds,
+        "samples": samples(nanoseconds, "peft"),
     }
 
 
@@ -200,6 +202,7 @@ def main() -> None:
         f"{'difference':>12}{'speed-up':>15}{'tuned':>14}{'exact':>7}"
     )
     rows, summaries = [], []
+    stated = {"dtype": options.dtype, "compute_dtype": options.compute_dtype}
     with temporary_cache():
         for dropout in options.dropout:
             these = []
@@ -210,7 +213,8 @@ def main() -> None:
                 batches = batched(tokenizer, picked, options.batch, options.length)
                 tokens = options.batch * options.length
                 row = train(model, seed, batches, held, tokens, options.rate, compute_dtype)
-                these.append({"dtype": options.dtype, "dropout": dropout} | row)
+                these.append(stated | {"dropout": dropout} | row)
+                write(options.json, rows + these)
                 loss, right = row["final_loss"], row["accuracy"]
                 speedup = f"{row['speedup']:.3f}x ±{row['speedup_se']:.3f}"
                 tuned = f"{row['tuned']} in {row['tuning_s']:.1f} s"
@@ -228,7 +232,6 @@ def main() -> None:
             for label, part in (("mean", 0), ("± sd", 1)):
                 line = f"{dropout:<9g}{label:<13}" + "".join(f"{f[part]:>12.4f}" for f in figures)
                 print(line + ("" if part else f"{'':>12}{found['speedup']:>8.3f}x"), flush=True)
-    write(options.json, {"runs": rows, "summaries": summaries})
     wrong = [sentence for found in summaries for sentence in found["wrong"]]
     if wrong:
         raise SystemExit("\n".join(wrong))

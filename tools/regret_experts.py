@@ -16,7 +16,8 @@ from itertools import product
 from statistics import median
 
 import torch
-from common.arguments import parsed, parser_for, temporary_cache, write
+from common.arguments import parsed, parser_for, temporary_cache
+from common.results import samples, write
 from common.timing import interleaved
 
 import autolora
@@ -92,6 +93,7 @@ def regret(problem, rounds):
         "best": best,
         "regret": paired(times[chosen.name], times[best])[0],
         "over_peft": paired(times["reference"], times[chosen.name])[0],
+        "samples": samples(times, best),
         "tuning_s": round(tuning, 1),
     }
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 from weakref import WeakSet
 
 import torch
-from common.arguments import choice_of, parsed, parser_for, temporary_cache, write
+from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.models import one_layer
 from common.regimes import Regime
+from common.results import write
 
 import autolora
 from autolora.graphs.graph import REFERENCE
@@ -135,6 +136,7 @@ def main() -> None:
         for name in options.regime:
             row = measure(name, *sizes)
             rows.append(row)
+            write(options.json, rows)
             figures = "".join(
                 f"{row[kind]['bytes'] / MIB:>9.2f}{row[kind]['ratio']:>6.2f}"
                 for kind in ("default", "leanest", "largest")
@@ -144,7 +146,6 @@ def main() -> None:
                 f"{figures}{row['graphs']:>8}  {row['leanest']['graph']}",
                 flush=True,
             )
-    write(options.json, rows)
     larger = [(row, each) for row in rows for each in row["larger_than_peft"]]
     if larger:
         raise SystemExit(

@@ -1,24 +1,16 @@
-"""The command line of a tool, and the file that its results are written to."""
+"""The command line of a tool, and the cache file that it tunes into."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import shlex
 import sys
 import tempfile
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-
-from autolora.environment import Environment
-
-_PACKAGES = ("autolora", "torch", "peft", "transformers", "bitsandbytes")
 
 
 def parser_for(doc):
@@ -60,26 +52,3 @@ def temporary_cache():
             del os.environ["AUTOLORA_CACHE"]
             if before is not None:
                 os.environ["AUTOLORA_CACHE"] = before
-
-
-def write(path, results):
-    """Writes results as JSON, with what they were measured by; does nothing without a path."""
-    if path is None:
-        return
-    document = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "environment": Environment.of(torch.device("cpu")).to_json(),
-        "versions": dict(_versions()),
-        "results": results,
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _versions():
-    yield "python", sys.version.split()[0]
-    for package in _PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
