@@ -1,0 +1,282 @@
+"""The tables of the documents: rows of results to cells, one function for each table.
+
+Every function takes the rows of one machine, and gives the lines of a table as lists of cells, the
+heading first.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean, geometric_mean, median, stdev
+
+MIB = 2**20
+_WORDS = {
+    "compute_dtype": "`compute_dtype=torch.bfloat16`",
+    "dropout": "dropout 0.1",
+    "nf4": "NF4",
+}
+
+
+def layers(rows):
+    """One line for each regime: means and worst cases over shapes and ranks."""
+    yield ["regime", "speed-up over PEFT", "worst case", "bare", "over the choice by FLOPs"]
+    for name, these in _grouped(rows, "regime").items():
+        speedups, over = ([row[key] for row in these] for key in ("speedup", "over_flops"))
+        bare = geometric_mean(row["ms"]["peft"] / row["ms"]["floor"] for row in these)
+        means = (geometric_mean(speedups), min(speedups), bare, geometric_mean(over))
+        first, *others = map(_times, means)
+        yield [_regime(name), f"**{first}**", *others]
+
+
+def models(rows):
+    """One line for each model and regime."""
+    titles = ["step over PEFT (quartiles)", "LoRA overhead removed", "bare", "losses differ"]
+    yield ["model", "regime", *titles]
+    for row in rows:
+        found = row["samples"]
+        yield [
+            f"{row['model']}, {row['tokens']} tokens, rank {row['rank']}",
+            _regime(row["regime"]),
+            _quartiles(found["autolora"]["over peft"]),
+            f"{row['overhead_removed']:.0%}",
+            _quartiles(found["floor"]["over peft"]),
+            f"{row['largest_difference']:.1e}",
+        ]
+
+
+def compiled(rows):
+    """One line for each model and regime, over the compiled PEFT."""
+    shown = {
+        "autolora compiled": "autolora compiled (quartiles)",
+        "apart compiled": "without siblings",
+        "other compiled": "with eager records alone",
+        "bare compiled": "no adapters",
+    }
+    yield ["model", "regime", *shown.values()]
+    for row in rows:
+        found = (_quartiles(row["samples"][key]["over peft compiled"]) for key in shown)
+        yield [row["model"], _regime(row["regime"]), *found]
+
+
+def siblings(rows):
+    """One line for each shape; a column for each regime, with a figure for each rank."""
+    ranks = sorted({row["rank"] for row in rows})
+    rows = [{**row, "column": (row["compiled"], row["regime"])} for row in rows]
+    columns = list(_grouped(rows, "column"))
+    titles = [f"{'compiled, ' * compiled}{_regime(name)}" for compiled, name in columns]
+    yield [f"X → siblings, ranks {_slashed(ranks)}", *titles]
+    for shape, these in _grouped(rows, "tokens", "in", "outs").items():
+        tokens, in_features, outs = shape
+        found = {(row["column"], row["rank"]): f"{row['over_apart']:.2f}" for row in these}
+        cells = (_slashed(found.get((each, rank), "–") for rank in ranks) for each in columns)
+        yield [f"{tokens} × {in_features} → {', '.join(map(str, outs))}", *cells]
+
+
+def siblings_models(rows):
+    """One line for each model and regime."""
+    yield ["model", "regime", "rank", "over one by one (quartiles)", "over PEFT", "bare"]
+    for row in rows:
+        found = row["samples"]
+        ratios = (
+            found["siblings"]["over apart"],
+            found["siblings"]["over peft"],
+            found["bare"]["over peft"],
+        )
+        yield [row["model"], _regime(row["regime"]), str(row["rank"]), *map(_quartiles, ratios)]
+
+
+def experts(rows):
+    """One line for each case; a column for each regime, with the module without adapters."""
+
+    def ratios(row):
+        return f"{_times(row['over_peft'])} ({_times(row['bare_over_peft'])})"
+
+    return _experts(rows, ratios)
+
+
+def experts_memory(rows):
+    """One line for each case: the peak of memory of a step, PEFT's and autolora's."""
+
+    def peaks(row):
+        found = (row["peak_bytes"][key] for key in ("peft", "autolora"))
+        return " → ".join("–" if each is None else f"{each / MIB:,.0f} MiB" for each in found)
+
+    return _experts(rows, peaks)
+
+
+def _experts(rows, cell):
+    several = len({row["implementation"] for row in rows}) > 1
+    columns = list(_grouped(rows, "regime", "implementation"))
+    titles = [f"{_regime(name)}{f', {by}' * several}" for name, by in columns]
+    yield ["experts, top-k, hidden/inner, tokens, rank", *titles]
+    for case, these in _grouped(rows, "case").items():
+        number, top_k, hidden, inner, tokens, rank = case
+        found = {(row["regime"], row["implementation"]): cell(row) for row in these}
+        title = f"{number}, {top_k}, {hidden}/{inner}, {tokens}, {rank}"
+        yield [title, *(found.get(each, "–") for each in columns)]
+
+
+def experts_models(rows):
+    """One line for each model and regime."""
+    yield ["model", "regime", "step over PEFT (quartiles)", "without adapters", "losses differ"]
+    for row in rows:
+        pairs = zip(*row["losses"].values(), strict=True)
+        found = (_quartiles(row["samples"][key]["over peft"]) for key in ("autolora", "bare"))
+        apart = max(abs(one - other) for one, other in pairs)
+        yield [row["model"], _regime(row["regime"]), *found, f"{apart:.1e}"]
+
+
+def experts_regret(rows):
+    """One line for each problem."""
+    yield ["problem", "regret", "graphs", "over PEFT", "tuned in"]
+    for row in rows:
+        counts = (f"{row['graphs']}", _times(row["over_peft"]), f"{row['tuning_s']:.0f} s")
+        yield [row["problem"], f"{row['regret']:.3f}", *counts]
+
+
+def run(rows):
+    """One line for each regime, over the script alone."""
+    titles = ["peak of memory, alone → `autolora run`", "losses differ"]
+    yield ["regime", "`autolora run`", "one line", *titles]
+    for row in rows:
+        if "ways" in row:
+            alone, launched, line = row["ways"].values()
+            ratios = (_times(alone["step_s"] / way["step_s"]) for way in (launched, line))
+            peaks = (f"{way['peak_mib']:,.0f}" for way in (alone, launched))
+            apart = max(way["largest_difference"] for way in (launched, line))
+            yield [_regime(row["regime"]), *ratios, f"{' → '.join(peaks)} MiB", f"{apart:.1e}"]
+
+
+def tuner(rows):
+    """One line for each way to choose: its regrets and what it takes."""
+    ways = {
+        "tuner": "tuner",
+        "busy": "tuner beside a busy process",
+        "exhaustive": "every valid graph",
+        "flops": "least FLOPs",
+        "paper": "forward, then backward",
+        "PEFT": "PEFT's graph",
+    }
+    yield ["", "median regret", "worst", "seconds for a problem"]
+    for name, title in ways.items():
+        found = [row["regret"][name] for row in rows]
+        worst = max(rows, key=lambda row, name=name: row["regret"][name])
+        noise = f" ± {worst['noise'][name]:.3f}" * (name != "exhaustive")
+        seconds = [row["seconds"][name] for row in rows if name in row["seconds"]]
+        taken = f"{min(seconds):.1f} to {max(seconds):.1f}" if seconds else "0"
+        yield [title, f"{median(found):.3f}", f"{max(found):.3f}{noise}", taken]
+
+
+def tuner_counts(rows):
+    """One line: the regret of interpolated choices."""
+    found = [row["regret"] for row in rows]
+    within = sum(each <= 1.03 for each in found)
+    yield ["token counts not tuned", "within 3 % of the best", "median regret", "worst"]
+    yield [f"{len(found)}", f"{within}", f"{median(found):.3f}", f"{max(found):.3f}"]
+
+
+def finetune(rows):
+    """One line for each dtype and dropout: mean ± standard deviation over the seeds."""
+    titles = ["final loss, PEFT", "autolora", "held-out accuracy, PEFT", "autolora", "step"]
+    yield ["", *titles]
+    groups = _grouped(rows, "dtype", "compute_dtype", "dropout")
+    for (dtype, compute, dropout), these in groups.items():
+        values = [
+            [row[key][name] for row in these]
+            for key in ("final_loss", "accuracy")
+            for name in ("peft", "autolora")
+        ]
+        spreads = (stdev(each) if len(each) > 1 else 0.0 for each in values)
+        means = [f"{fmean(v):.3f} ± {s:.3f}" for v, s in zip(values, spreads, strict=True)]
+        title = f"{dtype}{', compute_dtype' * bool(compute)}, dropout {dropout:g}"
+        yield [_regime(title), *means, _times(fmean(row["speedup"] for row in these))]
+
+
+def saved_bytes(rows):
+    """One line for each regime, in MiB."""
+    yield ["regime", "PEFT", "untuned", '`objective="memory"`']
+    for row in rows:
+        found = (row[key]["bytes"] / MIB for key in ("peft", "default", "leanest"))
+        yield [_regime(row["regime"]), *(f"{each:.2f}" for each in found)]
+
+
+def adapter_gain(rows):
+    """One line for each dtype and size of the adapter: the gain of Y along each graph."""
+    routes = list(_grouped(rows, "route"))
+    yield ["dtype", "‖s·BA‖/‖W‖", *(f"`{each}`" for each in routes)]
+    for (dtype, size), these in _grouped(rows, "dtype", "size").items():
+        found = {row["route"]: f"{row['gain_Y']:.3f}" for row in these}
+        yield [dtype, f"{size:.0e}".replace("e-0", "e-"), *(found[each] for each in routes)]
+
+
+def dispatch(rows):
+    """One line for each figure."""
+    (found,) = rows
+    tiny, added = found["tiny"], found["import_ms"]
+    yield ["", ""]
+    for name, us in found["dispatch_us"].items():
+        yield [f"look-up and dispatch on a hit, {name}", f"{us['least']:.1f} µs a call"]
+    over = tiny["samples"]["autolora"]["over peft"]
+    yield ["1 token, 64→64, forward + backward, over PEFT (quartiles)", _quartiles(over)]
+    yield ["`import autolora` adds to `import torch`", f"{added['median']:.0f} ms"]
+
+
+def faults(rows):
+    """One line for each requirement."""
+    yield ["required", "found"]
+    for row in rows:
+        yield [row["demanded"], f"{row['found']}{'' if row['met'] else ' (**not met**)'}"]
+
+
+def _grouped(rows, *keys):
+    """Rows by the values of one key or several, in their order."""
+    found = {}
+    for row in rows:
+        values = tuple(_hashable(row[key]) for key in keys)
+        found.setdefault(values if len(keys) > 1 else values[0], []).append(row)
+    return found
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _regime(name):
+    """A regime in the words of the documents."""
+    return ", ".join(_WORDS.get(word, word) for word in name.split(", "))
+
+
+def _times(ratio):
+    return f"{ratio:.2f}x"
+
+
+def _quartiles(sample):
+    """The median of paired ratios with the quartiles."""
+    low, high = sample["quartiles"]
+    return f"{_times(sample['median'])} ({low:.2f} to {high:.2f})"
+
+
+def _slashed(values):
+    return " / ".join(map(str, values))
+
+
+# what a document calls a table → the function that makes it, and the benchmarks that it shows
+TABLES = {
+    "layers": (layers, "layers"),
+    "models": (models, "models"),
+    "compiled": (compiled, "compiled", "compiled_smollm2"),
+    "siblings": (siblings, "siblings", "siblings_compiled"),
+    "siblings_models": (siblings_models, "siblings_models"),
+    "experts": (experts, "experts"),
+    "experts_memory": (experts_memory, "experts"),
+    "experts_eager": (experts, "experts_eager"),
+    "experts_models": (experts_models, "experts_models"),
+    "experts_regret": (experts_regret, "experts_regret"),
+    "run": (run, "run"),
+    "tuner": (tuner, "tuner"),
+    "tuner_counts": (tuner_counts, "tuner_counts"),
+    "finetune": (finetune, "finetune", "finetune_bfloat16"),
+    "saved_bytes": (saved_bytes, "saved_bytes"),
+    "adapter_gain": (adapter_gain, "adapter_gain"),
+    "dispatch": (dispatch, "dispatch"),
+    "faults": (faults, "faults"),
+}
