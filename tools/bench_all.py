@@ -22,7 +22,6 @@ import shlex
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +157,7 @@ def run_all(benchmarks, folder, budget, *, busy=busy, clock=time.monotonic, slee
     missing = {each.name: "not reached" for each in benchmarks if not is_done(each, folder)}
     if missing and busy():
         raise SystemExit("other processes use much of the processors; wait, or give --busy")
-    with suppress(KeyboardInterrupt):
+    try:
         for each in benchmarks:
             print(f"{each.name}: ", end="", flush=True)
             if each.name not in missing:
@@ -176,7 +175,10 @@ def run_all(benchmarks, folder, budget, *, busy=busy, clock=time.monotonic, slee
             print(f"about {each.minutes:g} min … ", end="", flush=True)
             begin = clock()
             missing[each.name] = run(each, folder)
-            print("failed" if missing[each.name] else "done", "after", wait(clock() - begin))
+            ended = "failed" if missing[each.name] else "done"
+            print(f"{ended} after {wait(clock() - begin)}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
     return {name: why for name, why in missing.items() if why}
 
 

@@ -86,7 +86,8 @@ def caption(read):
     for each in read:
         policy = each["environment"]["OMP_WAIT_POLICY"]
         prefix = f"OMP_WAIT_POLICY={policy} " if policy else ""
-        at = f"{each['date'][:10]}, autolora {each['versions']['commit']}"
+        state = each["versions"]["commit"] or each["versions"]["autolora"]
+        at = f"{each['date'][:10]}, autolora {state}"
         commands.append(f"`{prefix}{each['command']}` ({at})")
     return f"{machine['device_name']}, {threads}, torch {versions['torch']}: {'; '.join(commands)}."
 

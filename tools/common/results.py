@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import autolora
 from autolora.environment import Environment
 from autolora.timing import conditions
 from autolora.timing.statistics import quantile
@@ -114,20 +115,22 @@ def command(words):
 
 @lru_cache(maxsize=1)
 def commit():
-    """The last commit that changed the package, with ``+changes`` if files differ; None unknown.
+    """The last commit that changed the package, with ``+changes`` if files differ from it.
 
-    Later commits that change only documents, results or tools leave results as they are.
+    None where the package in use is not from a checkout. Later commits, that change only documents,
+    results or tools, leave results as they are.
     """
     try:
-        found = _git("log", "-1", "--format=%h", "--abbrev=10", "--", "autolora")
-        changed = _git("status", "--porcelain", "--", "autolora")
+        found = _git("log", "-1", "--format=%h", "--abbrev=10", "--", ".")
+        changed = _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found}+changes" if found and changed else found or None
 
 
 def _git(*words):
-    run = ["git", "-C", str(ROOT), *words]
+    """What git says in the folder of the package that is imported."""
+    run = ["git", "-C", str(Path(autolora.__file__).parent), *words]
     return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
 
 
