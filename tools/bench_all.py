@@ -50,7 +50,7 @@ MOE = "bench_experts.py --model qwen3_moe mixtral gpt_oss"
 BENCHMARKS = [
     Benchmark("models", "bench_model.py", 25),
     Benchmark("saved_bytes", "saved_bytes.py", 3),
-    Benchmark("adapter_gain", "adapter_gain.py", 1),
+    Benchmark("adapter_gain", "adapter_gain.py", 2),
     Benchmark("dispatch", "bench_dispatch.py", 3),
     Benchmark("finetune", "finetune.py", 8),
     Benchmark("run", "bench_run.py", 25),
