@@ -148,6 +148,7 @@ class Pending:
         marks: by which the tensors of each layer are known again.
         held: these tensors, so that no other tensor gets their memory.
         thread: that began the call.
+        stream: that the call was begun on, of a GPU.
         missing: numbers of the layers that have not joined.
         again: whether a checkpointed region runs again, which may end before all have joined.
         token: when it is gone, so is the graph of the first layer, and nobody waits for others.
@@ -160,6 +161,7 @@ class Pending:
     marks: list[Marks]
     held: list[LayerTensors]
     thread: int
+    stream: object
     missing: set[int]
     again: bool
     token: weakref.ref[Token] | None = None

@@ -1,8 +1,8 @@
 """Running a layer along the graph of its family.
 
 The first layer that is called begins a call of all (see :mod:`autolora.graphs.siblings.function`);
-the others join it if they are called with the same tensor, unchanged, in the same thread. In every
-other case a layer runs by itself, as it would without siblings.
+the others join it if they are called with the same tensor, unchanged, in the same thread and on the
+same CUDA stream. In every other case a layer runs by itself, as it would without siblings.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _begun(
     call = SiblingCall(group.executable, x.to(dtype), given, [s for _, s, _ in now])
     thread, token = threading.get_ident(), Token()
     missing = set(range(len(now))) - {number}
-    found = Pending(group, call, x, x._version, marks, held, thread, missing, again)
+    found = Pending(group, call, x, x._version, marks, held, thread, _stream(x), missing, again)
     call.start(token)
     Y = call.join(number, token)
     group.calls[number] += 1
@@ -93,6 +93,7 @@ def _joined(
         or token is None
         or token.spent
         or pending.version != x._version
+        or pending.stream != _stream(x)  # which does not wait for what serves all
         or call.scalings[number] != s
         or pending.marks[number] != _marks(tensors)
     ):
@@ -116,6 +117,11 @@ class _Dropped:
     def __call__(self, _: Any) -> None:
         if (pending := self.pending()) is not None:
             pending.group.family.miss(pending)
+
+
+def _stream(x: Tensor) -> object:
+    """The CUDA stream that a layer runs on; None on the CPU."""
+    return torch.cuda.current_stream(x.device) if x.is_cuda else None
 
 
 def _converted(tensors: LayerTensors, dtype: torch.dtype) -> LayerTensors:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import itertools
 import threading
 import weakref
 from dataclasses import replace
@@ -20,6 +21,7 @@ from autolora.environment import Environment
 from autolora.graphs.siblings.function import SiblingCall
 from autolora.nn.choosing import refresh
 from autolora.nn.layer_state import layer_states
+from autolora.nn.siblings import running
 from autolora.nn.siblings.family import Group, families
 from autolora.problem import PLAIN_GRADIENTS
 
@@ -543,6 +545,15 @@ def test_a_weight_changed_between_two_siblings():
     for number in range(2):
         x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(number))
         torch.testing.assert_close(fast(x, program), plain(x, program))
+
+
+def test_siblings_on_another_stream_run_one_by_one(monkeypatch):
+    plain, fast = pair()
+    streams = itertools.count()
+    monkeypatch.setattr(running, "_stream", lambda x: next(streams))
+    together, alone = calls(fast)
+    assert_same(plain, fast, steps=1)
+    assert calls(fast) == (together + 1, alone + 2)  # the first began a call, and no other joined
 
 
 # ---- autograd
