@@ -125,7 +125,7 @@ def figures_on(
     data.clear()
     with around():
         Y = data.forward(graph)()
-    results = {"Y": Y.detach()}
+    results = {"Y": Y.detach().clone()}  # CUDA graphs write the next Y into the same memory
     if Y.requires_grad:
         Y.backward(data.G)
         results |= gradients_of(data.leaves)
@@ -149,8 +149,10 @@ def gain_of(Y: Tensor, Y0: Tensor, effect: Tensor) -> tuple[float, float]:
 def _same_mask(device: torch.device) -> Iterator[None]:
     """Seeds the generator that dropout masks are drawn from."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # torch.manual_seed seeds all device types, which takes a millisecond
-        (torch if device.type == "cuda" else torch.default_generator).manual_seed(1)
+        # torch.manual_seed takes a millisecond: it seeds all devices, whose states are not kept
+        on_gpu = device.type == "cuda"
+        own = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
+        own.manual_seed(1)
         yield
 
 
@@ -179,6 +181,9 @@ def _oracle(
         without = {**leaves, "B": torch.zeros_like(leaves["B"])}
         effect = exact["Y"] - exactly(*frozen, without, mask)
     return data, exact, effect
+
+
+forget_oracles = _oracle.cache_clear
 
 
 def exactly(W: Tensor, b: Tensor | None, leaves: Mapping[str, Tensor], mask: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def device_for(problem: BaseProblem, device: torch.device | str | None = None) -
         count = torch.cuda.device_count()
         if (place.index or 0) >= count:
             raise AutoloraError(f"no device {place}; this machine has {count} CUDA devices")
-        return torch.device("cuda", place.index or 0)
+        return torch.device("cuda", torch.cuda.current_device()) if place.index is None else place
     return place
 
 

@@ -14,7 +14,7 @@ from autolora.graphs.base import BaseGraph
 from autolora.objective import Objective
 from autolora.problem import BaseProblem, Experts, Problem, Siblings
 from autolora.timing import siblings
-from autolora.timing.accuracy import verdict
+from autolora.timing.accuracy import forget_oracles, verdict
 from autolora.timing.clock import Measure, Run
 from autolora.timing.data import Data
 from autolora.timing.experts import accuracy as accuracy_of_experts
@@ -45,6 +45,7 @@ class Workbench:
         predict: ``(problem, trial, objectives, measure, rng, parts)`` → graphs with predicted
             times, fastest first; ``parts`` are the graphs of the problems that it consists of.
         verdict: ``(graph, problem, device)`` → the accuracy of a graph.
+        forget: frees the tensors that verdicts share.
     """
 
     trial: Callable[[Any, torch.device, int], Trial]
@@ -53,23 +54,35 @@ class Workbench:
         Sequence[Prediction],
     ]
     verdict: Callable[[Any, Any, torch.device], Verdict]
+    forget: Callable[[], None] = lambda: None
 
 
 WORKBENCHES: dict[str, Workbench] = {
     Problem.kind: Workbench(
-        lambda problem, device, seed: Data.random(problem, device, seed=seed), predict, verdict
+        lambda problem, device, seed: Data.random(problem, device, seed=seed),
+        predict,
+        verdict,
+        forget_oracles,
     ),
     Siblings.kind: Workbench(
         lambda problem, device, seed: siblings.Data.random(problem, device, seed=seed),
         siblings.predict,
         siblings.verdict,
+        siblings.forget_oracles,
     ),
     Experts.kind: Workbench(
         lambda problem, device, seed: DataOfExperts.random(problem, device, seed=seed),
         screen_of_experts.predict,
         accuracy_of_experts.verdict,
+        accuracy_of_experts.forget_oracles,
     ),
 }
+
+
+def forget() -> None:
+    """Frees the tensors that verdicts shared: on a GPU training needs their memory."""
+    for bench in WORKBENCHES.values():
+        bench.forget()
 
 
 def workbench_of(problem: BaseProblem) -> Workbench:

@@ -201,8 +201,8 @@ def _measured(
     ]
     without = replace(given, layers=layers).forward(graph)()
     gains = [
-        gain_of(Y.detach(), Y0.detach(), effect)
-        for Y, Y0, effect in zip(outputs, without, effects, strict=True)
+        gain_of(Y, Y0.detach(), effect)
+        for Y, Y0, effect in zip(results["Y"], without, effects, strict=True)
     ]
     gain, noise = max(gains, key=lambda each: abs(each[0] - 1))
     return Figures({name: errors[name] for name in results}, gain, noise)
@@ -212,7 +212,7 @@ def _results(
     outputs: Sequence[Tensor], X: Tensor, leaves: Sequence[dict[str, Tensor]]
 ) -> dict[str, list[Tensor]]:
     """Every Y and the gradients, by name."""
-    found = {"Y": [Y.detach() for Y in outputs]}
+    found = {"Y": [Y.detach().clone() for Y in outputs]}  # CUDA graphs reuse their memory
     if X.grad is not None:
         found["dX"] = [X.grad]
     for name in ("A", "B"):
@@ -241,3 +241,6 @@ def _oracle(
         leaves.append(own)
     torch.autograd.backward(outputs, [layer.G.double() for layer in given.layers])
     return given, _results(outputs, X, leaves), effects
+
+
+forget_oracles = _oracle.cache_clear

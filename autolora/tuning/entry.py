@@ -24,6 +24,7 @@ from autolora.problem import COMPILED, DEVICES, BaseProblem
 from autolora.timing.compiling import mode_from, require_compiler
 from autolora.timing.device import device_for
 from autolora.timing.effort import ESTIMATE
+from autolora.timing.kinds import forget
 from autolora.tuning.advice import measured_advice
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
@@ -129,6 +130,7 @@ def tune(
     advice = measured_advice(
         result, asked.weights or {}, device=asked.device, budget=budget, compile_mode=mode
     )
+    forget()
     if advice:
         logger.warning("autolora: %s", advice)
     refresh(asked.model)

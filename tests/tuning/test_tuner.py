@@ -563,6 +563,18 @@ def test_a_device_that_is_not_there():
         device_for(replace(SMALL, device="cuda"))
 
 
+def test_a_device_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    problem = replace(SMALL, device="cuda")
+    assert [device_for(problem, each).index for each in (None, "cuda", "cuda:1")] == [2, 2, 1]
+
+
+def test_nothing_that_verdicts_share_is_kept_after_tuning():
+    autolora.tune(SMALL, effort="quick")
+    assert accuracy._oracle.cache_info().currsize == 0
+
+
 def test_tuning_a_model_makes_its_layers_use_the_timings(caplog):
     model = autolora.add_lora(torch.nn.Sequential(torch.nn.Linear(24, 16)), rank=4)
     x = torch.randn(32, 24)
