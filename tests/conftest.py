@@ -20,6 +20,14 @@ settings.register_profile(
 settings.load_profile("busy")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that are marked so run where there is a CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_collection_finish():
     """What the imports made stays to the end: no collection of garbage need look through it.
 

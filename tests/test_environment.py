@@ -79,7 +79,7 @@ def test_the_module_does_not_import_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_of_a_cuda_device_is_what_torch_says():
     here = Environment.of("cuda")
     properties = torch.cuda.get_device_properties(0)

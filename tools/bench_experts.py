@@ -23,6 +23,8 @@ import peft
 import torch
 import transformers
 from common.arguments import choice_of, parsed, parser_for, temporary_cache
+from common.devices import device_option, step_measure
+from common.models import mixture
 from common.regimes import Regime
 from common.results import samples, write
 from common.timing import interleaved
@@ -31,6 +33,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 import autolora
 from autolora.problem import IMPLEMENTATIONS
+from autolora.timing.clock import peak_memory
 from autolora.timing.statistics import paired
 
 CASES = [  # experts, top-k, hidden, inner, tokens, rank
@@ -74,8 +77,10 @@ def adapted(model, names, rank, dtype):
     return model.train()
 
 
-def peak_bytes(run):
-    """The most memory of this process during a call, beyond that before it; None if not known."""
+def peak_bytes(run, device):
+    """The most memory of a device during a call, beyond that before it; None if not known."""
+    if device.type == "cuda":
+        return peak_memory(run, device)
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when used
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts the peak anew
@@ -97,9 +102,10 @@ def seconds_for(experts):
     return 30 if experts < 100 else 60
 
 
-def bench_case(case, regime_name, implementation, rounds):
+def bench_case(case, regime_name, implementation, options):
     """Tunes and times one module of experts; returns its figures."""
     experts, top_k, hidden, inner, tokens, rank = case
+    device = options.device
     regime = Regime.of(regime_name)
     torch.manual_seed(0)
     config = transformers.Qwen3MoeConfig(
@@ -109,7 +115,7 @@ def bench_case(case, regime_name, implementation, rounds):
         num_experts_per_tok=top_k,
     )
     config._experts_implementation = implementation
-    module = Holder(Qwen3MoeExperts(config)).to(regime.base)
+    module = Holder(Qwen3MoeExperts(config)).to(device, regime.base)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.02)
     bare = copy.deepcopy(module).requires_grad_(False)
@@ -117,10 +123,12 @@ def bench_case(case, regime_name, implementation, rounds):
     fast = copy.deepcopy(plain)
     autolora.accelerate(fast)
     models = {"peft": plain, "autolora": fast, "bare": bare}
-    X = torch.randn(tokens, hidden, dtype=regime.base, requires_grad=True)
-    chosen, ids = torch.topk(torch.softmax(torch.randn(tokens, experts), -1), top_k)
+    like = {"dtype": regime.base, "device": device}
+    X = torch.randn(tokens, hidden, **like, requires_grad=True)
+    logits = torch.randn(tokens, experts, device=device)
+    chosen, ids = torch.topk(torch.softmax(logits, -1), top_k)
     weights = (chosen / chosen.sum(-1, keepdim=True)).to(regime.base)
-    G = torch.randn(tokens, hidden, dtype=regime.base)
+    G = torch.randn(tokens, hidden, **like)
 
     def step(key):
         models[key](X, ids, weights).backward(G)
@@ -132,18 +140,20 @@ def bench_case(case, regime_name, implementation, rounds):
     begin = time.perf_counter()
     with autolora.record(plain) as problems:
         step("peft")
-    records = autolora.tune(list(problems.calls)).records  # at the load that this step showed
+    # at the load that this step showed
+    records = autolora.tune(list(problems.calls), effort=options.effort).records
     tuning = time.perf_counter() - begin
     times = interleaved(
         {key: lambda key=key: step(key) for key in models},
-        rounds,
+        options.rounds,
         prepare=clear,
         seconds=seconds_for(experts),
+        measure=step_measure(device),
     )
     peaks = {}
     for key in ("peft", "autolora"):
         clear(key)
-        peaks[key] = peak_bytes(lambda key=key: step(key))
+        peaks[key] = peak_bytes(lambda key=key: step(key), device)
     return {
         "case": case,
         "regime": regime_name,
@@ -158,39 +168,11 @@ def bench_case(case, regime_name, implementation, rounds):
     }
 
 
-def small_model(name):
-    """A model of 4 layers with 32 experts, and ten batches of random tokens."""
-    torch.manual_seed(0)
-    common = {
-        "vocab_size": 2048,
-        "hidden_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "num_experts_per_tok": 4,
-    }
-    if name == "qwen3_moe":
-        config = transformers.Qwen3MoeConfig(
-            num_experts=32, moe_intermediate_size=256, head_dim=64, **common
-        )
-    elif name == "mixtral":
-        config = transformers.MixtralConfig(num_local_experts=32, intermediate_size=256, **common)
-    else:
-        config = transformers.GptOssConfig(
-            num_local_experts=32, intermediate_size=256, head_dim=64, **common
-        )
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.dim() == 3:  # stacks are made empty
-            nn.init.normal_(parameter, std=0.02)
-    draw = torch.Generator().manual_seed(0)
-    return model, [torch.randint(0, 2048, (2, 512), generator=draw) for _ in range(10)]
-
-
-def bench_model(name, regime_name, implementation, rank, rounds, steps):
+def bench_model(name, regime_name, implementation, options):
     """Tunes and times the training step of a small model; returns its figures."""
-    regime = Regime.of(regime_name)
-    made, batches = small_model(name)
+    regime, device, rank = Regime.of(regime_name), options.device, options.rank
+    made, batches = mixture(name)
+    made, batches = made.to(device), [batch.to(device) for batch in batches]
     made.set_experts_implementation(implementation)
     bare = copy.deepcopy(made).to(regime.base).requires_grad_(False).train()
     bare.get_input_embeddings().register_forward_hook(lambda _, given, Y: Y.requires_grad_())
@@ -209,12 +191,13 @@ def bench_model(name, regime_name, implementation, rank, rounds, steps):
     begin = time.perf_counter()
     with autolora.record(fast) as problems:
         step("autolora")
-    autolora.tune(problems)
+    autolora.tune(problems, effort=options.effort)
     tuning = time.perf_counter() - begin
     times = interleaved(
         {key: lambda key=key: step(key) for key in models},
-        rounds,
+        options.rounds,
         prepare=lambda key: models[key].zero_grad(set_to_none=True),
+        measure=step_measure(device),
     )
     losses = {}
     for key in ("peft", "autolora"):
@@ -222,7 +205,7 @@ def bench_model(name, regime_name, implementation, rank, rounds, steps):
             [p for p in models[key].parameters() if p.requires_grad], lr=5e-4
         )
         losses[key] = []
-        for _, batch in zip(range(steps), cycle(batches), strict=False):
+        for _, batch in zip(range(options.steps), cycle(batches), strict=False):
             optimizer.zero_grad()
             losses[key].append(step(key, batch))
             optimizer.step()
@@ -253,6 +236,12 @@ def show(row):
     )
 
 
+def case_of(text):
+    """A case: its number in the list, or its sizes."""
+    sizes = tuple(map(int, text.split("x")))
+    return sizes if len(sizes) == len(CASES[0]) else CASES[int(text)]
+
+
 def gathered(case, regime_name):
     """Bytes of the weights that batched_mm copies for its rows."""
     _, top_k, hidden, inner, tokens, _ = case
@@ -265,9 +254,12 @@ def main() -> None:
     choice_of(parser, "--regime", REGIMES)
     choice_of(parser, "--implementation", IMPLEMENTATIONS)
     parser.add_argument("--model", nargs="*", choices=MODELS, default=[])
-    parser.add_argument("--case", nargs="*", type=int, help="indices into the list of cases")
+    text = "indices into the list of cases, or sizes in their order such as 16x4x512x256x512x8"
+    parser.add_argument("--case", nargs="*", type=case_of, help=text)
     parser.add_argument("--rank", type=int, default=16, help="of the models")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--effort", default="normal", help="of autolora.tune")
+    device_option(parser)
     parser.add_argument("--steps", type=int, default=20, help="of training, for the losses")
     options = parsed(parser)
     rows = []
@@ -275,9 +267,7 @@ def main() -> None:
         for regime in options.regime:
             for implementation in options.implementation:
                 with temporary_cache():
-                    row = bench_model(
-                        name, regime, implementation, options.rank, options.rounds, options.steps
-                    )
+                    row = bench_model(name, regime, implementation, options)
                 rows.append(row)
                 pairs = zip(*row["losses"].values(), strict=True)
                 apart = max(abs(one - other) for one, other in pairs)
@@ -291,7 +281,7 @@ def main() -> None:
                 write(options.json, rows)
     if options.model:
         return
-    cases = [CASES[index] for index in options.case or range(len(CASES))]
+    cases = options.case or CASES
     for regime in options.regime:
         print(f"\n{regime}")
         for implementation in options.implementation:
@@ -300,7 +290,7 @@ def main() -> None:
                 if implementation == "batched_mm" and gathered(case, regime) > MOST_GATHERED:
                     continue
                 with temporary_cache():
-                    found.append(bench_case(case, regime, implementation, options.rounds))
+                    found.append(bench_case(case, regime, implementation, options))
                 show(found[-1])
                 write(options.json, rows + found)
             rows += found

@@ -1,9 +1,11 @@
 """Times one LoRA layer, forward + backward: PEFT's own, autolora's, and the choice by FLOPs.
 
     OMP_WAIT_POLICY=passive python tools/bench_layer.py [--regime float32 ...] [--json FILE]
+    python tools/bench_layer.py --device cuda --sizes 2048x4096x4096 [--compiled]
 
 All variants run in turn in this process, on the same data; figures are medians of paired ratios.
-Each problem is tuned first, into a temporary cache file.
+Each problem is tuned first, into a temporary cache file. On a GPU what one step allocates at its
+peak is noted too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from statistics import geometric_mean
 
 import torch
 from common.arguments import choice_of, parsed, parser_for, temporary_cache
+from common.devices import device_option, sizes_option
 from common.models import layer_of, one_layer
 from common.regimes import Regime
 from common.results import samples, write
@@ -22,6 +25,7 @@ import autolora
 from autolora.graphs.unmeasured import flops_graph
 from autolora.nn.adapted import adapted_layers
 from autolora.nn.choosing import pin
+from autolora.timing.clock import measure_for, peak_memory
 from autolora.timing.statistics import paired
 
 SHAPES = [  # tokens, in, out
@@ -51,25 +55,30 @@ TARGETS = {  # regime → the speed-up aimed at, as a geometric mean over the gr
 }
 
 
-def bench(name, shape, rank, rounds, seconds):
+def bench(name, shape, rank, options):
     """Tunes and times one case; returns its figures."""
-    regime = Regime.of(name)
+    regime, device = Regime.of(name), options.device
     tokens, i, o = shape
-    models = {key: one_layer(regime, i, o, rank) for key in ("peft", "autolora", "flops")}
+    models = {key: one_layer(regime, i, o, rank, device) for key in ("peft", "autolora", "flops")}
     for key in ("autolora", "flops"):
         autolora.accelerate(models[key], compute_dtype=regime.compute)
     (adapted,) = adapted_layers(models["autolora"])
     start = time.perf_counter()
-    tuned = autolora.tune(adapted.problem(tokens, autocast=regime.autocast_dtype))
+    problem = adapted.problem(tokens, autocast=regime.autocast_dtype)
+    tuned = autolora.tune(problem, effort=options.effort, compiled=options.compiled)
     tuning = time.perf_counter() - start
     (record,) = tuned.records or tuned.skipped  # autocast and compute_dtype pose the same problem
     pin(models["flops"], flops_graph)
     layers = {key: layer_of(model) for key, model in models.items()}
-    layers["floor"] = layer_of(one_layer(regime, i, o, rank)).base_layer
-    X = torch.randn(tokens, i, dtype=regime.base, requires_grad=True)
-    G = torch.randn(tokens, o, dtype=regime.base)
+    layers["floor"] = layer_of(one_layer(regime, i, o, rank, device)).base_layer
+    X = torch.randn(tokens, i, dtype=regime.base, device=device, requires_grad=True)
+    G = torch.randn(tokens, o, dtype=regime.base, device=device)
+    if options.compiled:
+        torch._dynamo.reset()
+        for layer in layers.values():
+            layer.compile(dynamic=False)
 
-    context = regime.context()
+    context = regime.context(device.type)
 
     def clear(key):
         X.grad = None
@@ -81,9 +90,17 @@ def bench(name, shape, rank, rounds, seconds):
         Y.backward(G)
 
     steps = {key: lambda layer=layer: step(layer) for key, layer in layers.items()}
-    times = interleaved(steps, rounds, warmup=2, seconds=seconds, prepare=clear)
+    measure = measure_for(device)
+    limits = {"warmup": 2, "seconds": options.seconds}
+    times = interleaved(steps, options.rounds, **limits, prepare=clear, measure=measure)
+    peaks = {}
+    for key in steps:
+        clear(key)
+        peaks[key] = peak_memory(steps[key], device)
     sizes = {"regime": name, "tokens": tokens, "in": i, "out": o, "rank": rank}
     return sizes | {
+        "compiled": options.compiled,
+        "peak_bytes": peaks,
         **against_peft(times),
         "over_flops": paired(times["flops"], times["autolora"])[0],
         "tuning_s": tuning,
@@ -112,10 +129,14 @@ def main() -> None:
     choice_of(parser, "--regime", TARGETS)
     parser.add_argument("--rank", nargs="*", type=int, default=RANKS)
     parser.add_argument("--shape", nargs="*", type=int, help="indices into the list of shapes")
+    sizes_option(parser)
+    device_option(parser)
+    parser.add_argument("--compiled", action="store_true", help="compile each layer")
+    parser.add_argument("--effort", default="normal", help="of autolora.tune")
     parser.add_argument("--rounds", type=int, default=60, help="at most, per case")
     parser.add_argument("--seconds", type=float, default=4.0, help="per case, after 10 rounds")
     options = parsed(parser)
-    shapes = [SHAPES[index] for index in options.shape or range(len(SHAPES))]
+    shapes = options.sizes or [SHAPES[index] for index in options.shape or range(len(SHAPES))]
     rows = []
     with temporary_cache():
         for name in options.regime:
@@ -126,7 +147,7 @@ def main() -> None:
             these = []
             for shape in shapes:
                 for rank in options.rank:
-                    row = bench(name, shape, rank, options.rounds, options.seconds)
+                    row = bench(name, shape, rank, options)
                     these.append(row)
                     write(options.json, rows + these)
                     ms = "".join(f"{row['ms'][k]:>7.2f} ms" for k in ("peft", "autolora", "floor"))

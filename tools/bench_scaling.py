@@ -24,7 +24,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests/support"))
 
-from common.arguments import parsed, parser_for, write
+from common.arguments import parsed, parser_for
+from common.results import write
 from fault_speed import sizes_of, write_records
 from hostile import EXAMPLE, real_record, run
 

@@ -21,18 +21,16 @@ further, unless ``--keep-beaten`` is given.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 import time
-from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from statistics import median
 
-import torch
 from common.arguments import parsed, parser_for, temporary_cache
+from common.devices import device_option, sizes_option
 from common.results import samples, write
-from common.timing import interleaved
+from common.timing import a_busy_neighbour, interleaved
 
 from autolora import Problem, TimingCache
 from autolora.cache.lookup.lookup import Lookup
@@ -42,15 +40,14 @@ from autolora.graphs.base import REFERENCE
 from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
 from autolora.graphs.unmeasured import flops_graph, untransposed_costs
 from autolora.timing.accuracy import verdict
-from autolora.timing.clock import cpu_measure
+from autolora.timing.clock import measure_for
 from autolora.timing.data import Data
-from autolora.timing.device import plain_torch, settle_allocator
+from autolora.timing.device import device_for, plain_torch, settle_allocator
 from autolora.timing.measurement import measure_problem
 from autolora.timing.screen import screen
 from autolora.timing.statistics import compare, typical
 from autolora.tuning.tuner import tune_problems
 
-CPU = torch.device("cpu")
 BF16, F32 = "bfloat16", "float32"
 PROBLEMS = [
     Problem(512, 512, 512, 8, F32, "cpu"),
@@ -88,23 +85,32 @@ def main() -> None:
     )
     parser.add_argument("--tokens", help="LOW:HIGH: show interpolated choices instead")
     parser.add_argument("--counts", type=int, default=40, help="of unseen token counts")
+    device_option(parser)
+    sizes_option(parser)
     options = parsed(parser)
-    settle_allocator(CPU)
-    with plain_torch(CPU):
+    settle_allocator(options.device)
+    on = {"device": options.device.type}
+    with plain_torch(options.device):
         if options.tokens:
-            for rows in unseen_counts(Tokens.of(options.tokens), options.counts, options.effort):
+            ranged = [replace(family, **on) for family in RANGED]
+            tokens = Tokens.of(options.tokens)
+            for rows in unseen_counts(ranged, tokens, options.counts, options.effort):
                 write(options.json, rows)
-        else:
-            rows, hopeless = [], math.inf if options.keep_beaten else HOPELESS
-            for problem in (PROBLEMS[number] for number in options.problems):
-                rows.append(regrets(problem, options.effort, options.paper_seconds, hopeless))
-                write(options.json, rows)
-            summarise(rows)
+            return
+        rows = []
+        names = ("tokens", "in_features", "out_features")
+        for number, sizes in product(options.problems, options.sizes or [()]):
+            problem = replace(PROBLEMS[number], **on, **dict(zip(names, sizes, strict=False)))
+            hopeless = math.inf if options.keep_beaten else HOPELESS
+            rows.append(regrets(problem, options.effort, options.paper_seconds, hopeless))
+            write(options.json, rows)
+        summarise(rows)
 
 
 def regrets(problem, effort, paper_seconds, hopeless):
     """Times the five choices for a problem together; prints them and returns a row."""
-    environment = Environment.of(CPU)
+    device = device_for(problem)
+    environment = Environment.of(device)
     chosen, seconds = {}, {}
 
     def timed(name, choose):
@@ -113,9 +119,9 @@ def regrets(problem, effort, paper_seconds, hopeless):
         seconds[name] = time.perf_counter() - start
 
     timed("exhaustive", lambda: exhaustive(problem, TIMES, hopeless))
-    timed("tuner", lambda: measure_problem(problem, CPU, environment, effort=effort))
+    timed("tuner", lambda: measure_problem(problem, device, environment, effort=effort))
     with a_busy_neighbour():
-        timed("busy", lambda: measure_problem(problem, CPU, environment, effort=effort))
+        timed("busy", lambda: measure_problem(problem, device, environment, effort=effort))
     timed("flops", lambda: flops_graph(problem))
     timed("paper", lambda: by_time_of_each_pass(problem, paper_seconds))
     noisy = chosen["busy"].conditions["noisy"]
@@ -123,7 +129,8 @@ def regrets(problem, effort, paper_seconds, hopeless):
         name: find_graph(c.winner, problem) if name in ("tuner", "busy") else c
         for name, c in chosen.items()
     }
-    times = timed_together(Data.random(problem, CPU), {**graphs, "PEFT": reference_graph(problem)})
+    graphs["PEFT"] = reference_graph(problem)
+    times = timed_together(Data.random(problem, device), graphs)
     ratios = {name: compare(times[name], times["exhaustive"]) for name in times}
     row = {
         "problem": str(problem),
@@ -164,11 +171,12 @@ def summarise(rows):
 
 def exhaustive(problem, times, hopeless=HOPELESS):
     """The fastest accurate graph of all."""
-    data = Data.random(problem, CPU)
+    data = Data.random(problem, device_for(problem))
+    measure = measure_for(data.X.device)
     rng = random.Random(0)
     graphs = [g for g in valid_graphs(problem).values() if g.forward != REFERENCE]
     everywhere = [replace(g, onednn=onednn_products(g, problem)) for g in graphs]
-    isolated = [p.graph for p in screen(graphs, data, cpu_measure, rng)]
+    isolated = [p.graph for p in screen(graphs, data, measure, rng)]
     entered = list(dict.fromkeys([*graphs, *everywhere, *isolated]))
     rounds = max(2, times * len(graphs) // len(entered))
     steps = {graph: data.step(graph) for graph in entered}
@@ -177,7 +185,7 @@ def exhaustive(problem, times, hopeless=HOPELESS):
     for number in range(rounds):
         for graph in rng.sample(running, len(running)):
             data.clear()
-            taken[graph].append(cpu_measure(steps[graph]))
+            taken[graph].append(measure(steps[graph]))
         if number == 1:
             best = min(min(each) for each in taken.values())
             running = [g for g in running if min(taken[g]) <= hopeless * best]
@@ -193,15 +201,16 @@ def exhaustive(problem, times, hopeless=HOPELESS):
     finalists.sort(key=lambda graph: typical(samples[graph]))
     ordered = timed_together(data, {g: g for g in finalists[:BEST]}, rounds=3 * times)
     for graph in sorted(ordered, key=lambda graph: typical(ordered[graph])):
-        if verdict(graph, problem, CPU).ok:
+        if verdict(graph, problem, data.X.device).ok:
             return graph
     return reference_graph(problem)
 
 
 def by_time_of_each_pass(problem, seconds):
     """The graph of the fastest forward pass, then the fastest backward pass that fits it."""
-    data = Data.random(problem, CPU)
-    graphs = [c.graph for c in untransposed_costs(problem) if verdict(c.graph, problem, CPU).ok]
+    data = Data.random(problem, device_for(problem))
+    composed = [cost.graph for cost in untransposed_costs(problem)]
+    graphs = [graph for graph in composed if verdict(graph, problem, data.X.device).ok]
     forwards = {graph.forward: graph for graph in graphs}
     best = min(forwards, key=lambda name: pass_time(data, forwards[name], seconds))
     fitting = {(g.dx, g.da, g.db): g for g in graphs if g.forward == best and "V" not in g.saves}
@@ -211,17 +220,19 @@ def by_time_of_each_pass(problem, seconds):
 def pass_time(data, graph, seconds, backward=False):
     """The median time of forward passes, or of backward passes."""
     forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    measure = measure_for(data.X.device)
+    while not times or time.perf_counter() < end:
         data.clear()
         Y = forward() if backward else None
-        times.append(cpu_measure((lambda Y=Y: Y.backward(data.G)) if backward else forward))
+        times.append(measure((lambda Y=Y: Y.backward(data.G)) if backward else forward))
     return median(times)
 
 
 def timed_together(data, graphs, rounds=60):
     """Times of each graph, in rounds, by its name in the mapping."""
     steps = {name: data.step(graph) for name, graph in graphs.items()}
-    return interleaved(steps, rounds, prepare=lambda _: data.clear())
+    measure = measure_for(data.X.device)
+    return interleaved(steps, rounds, prepare=lambda _: data.clear(), measure=measure)
 
 
 def subsets(names):
@@ -229,27 +240,27 @@ def subsets(names):
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
 
 
-def unseen_counts(tokens, counts, effort):
+def unseen_counts(ranged, tokens, counts, effort):
     """Tunes a range, and compares the interpolated choice with the best at other counts.
 
     Yields the rows of all counts so far after each.
     """
     rng = random.Random(0)
-    environment = Environment.of(CPU)
+    environment = Environment.of(device_for(ranged[0]))
     rows = []
     with temporary_cache() as path:
-        problems = [family.at(count) for family in RANGED for count in tokens.counts]
+        problems = [family.at(count) for family in ranged for count in tokens.counts]
         start = time.perf_counter()
         tune_problems(problems, cache=path, effort=effort, between=tokens.ranged)
         spent = time.perf_counter() - start
         cache = TimingCache.load(path)
-        known = {family: cache.token_counts(family)[environment] for family in RANGED}
+        known = {family: cache.token_counts(family)[environment] for family in ranged}
         for family, measured in known.items():
             print(f"{family.at(tokens.counts[0])} …: tuned at {measured}")
         print(f"tuned in {spent:.0f} s", flush=True)
         lookup = Lookup.of(cache)
         while len(rows) < counts:
-            family = RANGED[len(rows) * len(RANGED) // counts]  # whose graphs are made once
+            family = ranged[len(rows) * len(ranged) // counts]  # whose graphs are made once
             low, high = tokens.counts[0], tokens.counts[-1]
             count = round(low * (high / low) ** rng.random())
             if count in known[family]:
@@ -259,7 +270,7 @@ def unseen_counts(tokens, counts, effort):
             answer = lookup.find(problem, environment, valid)
             best = exhaustive(problem, 6)
             graphs = {"interpolated": find_graph(answer.graph, problem), "best": best}
-            times = timed_together(Data.random(problem, CPU), graphs)
+            times = timed_together(Data.random(problem, device_for(problem)), graphs)
             ratio, noise = compare(times["interpolated"], times["best"])
             row = {"problem": str(problem), "reason": answer.reason, "regret": ratio}
             rows.append(row | {"noise": noise, "samples": samples(times, "best")})
@@ -271,27 +282,6 @@ def unseen_counts(tokens, counts, effort):
         f"within 3 % of the best of all graphs at {within} of {len(regrets)} counts "
         f"({within / len(regrets):.0%}); median {median(regrets):.3f}, worst {regrets[-1]:.3f}"
     )
-
-
-@contextmanager
-def a_busy_neighbour():
-    """Keeps one processor busy with matrix products, in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=busy, daemon=True)
-    process.start()
-    time.sleep(3)  # until it has imported torch
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.join()
-
-
-def busy():
-    """Multiplies matrices forever."""
-    torch.set_num_threads(1)
-    one = torch.randn(512, 512)
-    while True:
-        one @ one
 
 
 if __name__ == "__main__":

@@ -64,20 +64,21 @@ def quantised(kind, dtype=torch.float32, quant_type="nf4", stored=torch.uint8, *
     return adapt(model, **lora)
 
 
-def batch(seed=0):
-    ids = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(seed))
+def batch(seed=0, device="cpu"):
+    ids = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(seed)).to(device)
     return {"input_ids": ids, "labels": ids}
 
 
-def autocast_to(dtype):
-    return torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
+def autocast_to(dtype, device="cpu"):
+    return torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
 
 
 def gradients(model, autocast=None):
     """Loss and the gradients of the trainable parameters."""
     model.zero_grad()
-    with autocast_to(autocast):
-        loss = model(**batch()).loss
+    device = next(model.parameters()).device
+    with autocast_to(autocast, device.type):
+        loss = model(**batch(device=device)).loss
     loss.backward()
     return loss.detach(), {
         name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad

@@ -20,7 +20,6 @@ from autolora.timing.clock import (
 )
 
 CPU = torch.device("cpu")
-real_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def test_released_empties_the_cache_of_a_gpu_only(gpu):
 # --- on a GPU ----------------------------------------------------------------------------------
 
 
-@real_gpu
+@pytest.mark.cuda
 def test_of_two_calls_the_larger_takes_a_gpu_longer():
     device = torch.device("cuda", 0)
     measure, small = measure_for(device), torch.ones(1, device=device)
@@ -254,7 +253,7 @@ def test_of_two_calls_the_larger_takes_a_gpu_longer():
     assert 0 < measure(launches) < measure(lambda: large.add_(1))
 
 
-@real_gpu
+@pytest.mark.cuda
 def test_the_peak_of_a_gpu_is_what_a_call_allocates():
     device = torch.device("cuda", 0)
     kept = torch.ones(1 << 20, device=device)
@@ -264,7 +263,7 @@ def test_the_peak_of_a_gpu_is_what_a_call_allocates():
     assert peak_memory(lambda: None, device) == 0
 
 
-@real_gpu
+@pytest.mark.cuda
 def test_a_gpu_recovers_from_running_out_of_memory():
     device = torch.device("cuda", 0)
     measure = measure_for(device)

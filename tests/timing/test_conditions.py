@@ -290,7 +290,7 @@ def test_all_throttle_reasons_at_once_fit_a_record():
     make_record(conditions={"throttle_reasons": throttle_reasons(2**64 - 1)})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_a_real_gpu_can_be_read():
     pytest.importorskip("pynvml")
     start = before()

@@ -653,10 +653,7 @@ def test_problems_bring_their_own_tokens():
     assert autolora.tune(SMALL, effort="quick").records[0].problem == SMALL
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_problem_on_cuda(dtype):
     problem = Problem(256, 512, 1024, 8, dtype, "cuda")

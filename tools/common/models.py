@@ -1,4 +1,4 @@
-"""Models and texts: one layer, Llama, SmolLM2, MiniLM, ViT, and PEFT's adapters on them."""
+"""Models and texts: a layer, Llama, SmolLM2, MiniLM, ViT, mixtures, and PEFT's adapters on them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class One(nn.Module):
         return self.layer(x)
 
 
-def one_layer(regime, in_features, out_features, rank):
+def one_layer(regime, in_features, out_features, rank, device="cpu"):
     """A PEFT model of one layer without a bias, in training; its B is not zero."""
     torch.manual_seed(0)
-    layer = nn.Linear(in_features, out_features, bias=False, dtype=regime.base)
+    layer = nn.Linear(in_features, out_features, bias=False, dtype=regime.base, device=device)
     if regime.layout == "nf4":
         layer = quantised(layer.weight.data, None, "nf4")
     elif regime.layout == "conv1d":
-        layer = Conv1D(out_features, in_features).to(regime.base)
+        layer = Conv1D(out_features, in_features).to(device, regime.base)
     lora = {"fan_in_fan_out": regime.layout == "conv1d", **regime.lora}
     model = adapted(One(layer, regime.layout), rank, regime.adapter, ["layer"], **lora)
     nn.init.normal_(layer_of(model).lora_B["default"].weight, std=0.02)
@@ -70,11 +70,29 @@ def bare(model):
 
 def llama(batch, length):
     """A 4-layer Llama of hidden size 512, and ten batches of random tokens."""
-    sizes = {"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1376}
+    sizes = {"hidden_size": 512, "intermediate_size": 1376}
     counts = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 8}
+    return _random_llama(batch, length, **sizes, **counts)
+
+
+def tiny_llama(batch, length):
+    """One decoder layer of hidden size 32, to see whether a tool works."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return _random_llama(batch, length, **sizes, **counts)
+
+
+def llama_8b_block(batch, length):
+    """One decoder layer of the size of Llama-3-8B's, and ten batches of random tokens."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 32, "num_key_value_heads": 8}
+    return _random_llama(batch, length, **sizes, **counts)
+
+
+def _random_llama(batch, length, **config):
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **counts))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=2048, **config))
     return model, [torch.randint(0, 2048, (batch, length), generator=draw) for _ in range(10)]
 
 
@@ -121,6 +139,35 @@ def vit(batch, _):
         }
         for _ in range(10)
     ]
+
+
+def mixture(name):
+    """A model of 4 layers with 32 experts, and ten batches of random tokens."""
+    torch.manual_seed(0)
+    common = {
+        "vocab_size": 2048,
+        "hidden_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 4,
+    }
+    if name == "qwen3_moe":
+        config = transformers.Qwen3MoeConfig(
+            num_experts=32, moe_intermediate_size=256, head_dim=64, **common
+        )
+    elif name == "mixtral":
+        config = transformers.MixtralConfig(num_local_experts=32, intermediate_size=256, **common)
+    else:
+        config = transformers.GptOssConfig(
+            num_local_experts=32, intermediate_size=256, head_dim=64, **common
+        )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 3:  # stacks are made empty
+            nn.init.normal_(parameter, std=0.02)
+    draw = torch.Generator().manual_seed(0)
+    return model, [torch.randint(0, 2048, (2, 512), generator=draw) for _ in range(10)]
 
 
 def movie_reviews():

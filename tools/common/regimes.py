@@ -74,6 +74,6 @@ class Regime:
         """The dtype of autocast, None without it."""
         return BF16 if self.autocast else None
 
-    def context(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        return torch.autocast("cpu", BF16) if self.autocast else nullcontext()
+    def context(self, device: str = "cpu") -> AbstractContextManager[Any]:
+        """The context of a forward pass on a type of device."""
+        return torch.autocast(device, BF16) if self.autocast else nullcontext()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import time
+from contextlib import contextmanager
 from statistics import median
+
+import torch
 
 from autolora.timing.clock import cpu_measure
 from autolora.timing.statistics import paired
@@ -48,3 +52,24 @@ def against_peft(times):
         "overhead_removed": (ms["peft"] - ms["autolora"]) / (ms["peft"] - ms["floor"]),
         "ms": {name: round(taken, 3) for name, taken in ms.items()},
     }
+
+
+@contextmanager
+def a_busy_neighbour():
+    """Keeps one processor busy with matrix products, in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=busy, daemon=True)
+    process.start()
+    time.sleep(3)  # until it has imported torch
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def busy():
+    """Multiplies matrices forever."""
+    torch.set_num_threads(1)
+    one = torch.randn(512, 512)
+    while True:
+        one @ one
