@@ -30,8 +30,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # starts no CUDA in this process, which forks
-
 import torch
 from common.arguments import parsed, parser_for
 from common.devices import device_option
@@ -40,6 +38,7 @@ from autolora.cli.arguments import seconds
 from autolora.environment import Environment
 
 ROOT = Path(__file__).parent.parent
+FORK = multiprocessing.get_context("fork")
 SHAPES = ["2048x4096x4096", "2048x4096x11008", "2048x11008x4096"]
 RANKS = ["16", "64", "8", "256"]
 MAIN = ["bfloat16, float32 adapters, autocast", "bfloat16"]
@@ -78,7 +77,9 @@ class Part:
 
 def tests(tiny: bool) -> Command:
     """The tests that need CUDA."""
-    which = ["tests/timing/test_clock.py"] if tiny else ["tests"]
+    files = [path for path in sorted(ROOT.glob("tests/**/test_*.py"))
+             if "mark.cuda" in path.read_text(encoding="utf-8")]  # fmt: skip
+    which = ["tests/timing/test_clock.py"] if tiny else map(str, files)
     return ["pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *which]
 
 
@@ -160,7 +161,7 @@ def main() -> None:
     options = parsed(parser)
     if options.device.type == "cpu":
         importlib.import_module("common.models")  # once for all parts; elsewhere it starts CUDA
-    elif not torch.cuda.is_available():
+    elif not sees_gpu():
         print("torch sees no CUDA device on this machine")
         sys.exit(2)
     end = time.monotonic() + options.budget
@@ -183,6 +184,14 @@ def main() -> None:
     sys.exit(any(each.ended == "failed" for each in found))
 
 
+def sees_gpu() -> bool:
+    """Whether torch sees a GPU; asked in a fork, since what has started CUDA cannot be forked."""
+    process = FORK.Process(target=lambda: sys.exit(not torch.cuda.is_available()))
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
 def run(name: str, command: Command, options, limit: float) -> Outcome:
     """Runs a part in a process of its own, for so many seconds at most."""
     out = options.out.resolve()
@@ -190,9 +199,7 @@ def run(name: str, command: Command, options, limit: float) -> Outcome:
     if command[0] != "pytest":
         command = [*command, "--device", options.device.type, "--json", str(out / f"{name}.json")]
     start = time.monotonic()
-    process = multiprocessing.get_context("fork").Process(
-        target=_inside, args=(command, log, options.tiny)
-    )
+    process = FORK.Process(target=_inside, args=(command, log, options.tiny))
     process.start()
     process.join(limit)
     cut = process.is_alive()

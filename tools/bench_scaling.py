@@ -167,9 +167,7 @@ def main() -> None:
     for what, names in calls.items():
         told = ", ".join(f"{name} {number}" for name, number in sorted(names.items()))
         print(f"{what}: {sum(names.values())} calls: {told}")
-    write(
-        options.json, {"files": rows, "calls": {what: dict(each) for what, each in calls.items()}}
-    )
+    write(options.json, [*rows, *({"what": what, "calls": dict(of)} for what, of in calls.items())])
 
 
 if __name__ == "__main__":
