@@ -67,3 +67,17 @@ def test_the_drawing_can_be_read_on_light_and_on_dark_pages(page):
 
     assert contrast(draw_step.TEXT) > 4
     assert min(map(contrast, (draw_step.BASE, draw_step.PEFT, draw_step.OURS))) > 3
+
+
+def test_system_calls_on_a_folder_are_counted_between_marks():
+    calls = """\
+7 openat(AT_FDCWD, "/c/a.json", O_RDONLY) = 3</c/a.json>
+7 newfstatat(AT_FDCWD, "/open-begins", 0x7, 0) = -1 ENOENT (No such file or directory)
+7 openat(AT_FDCWD, "/c/a.json", O_RDONLY) = 3</c/a.json>
+8 read(3</c/a.json>, "{", 2)             = 1
+8 read(4</elsewhere>, "{", 2)             = 1
+7 newfstatat(AT_FDCWD, "/open-ends", 0x7, 0) = -1 ENOENT (No such file or directory)
+7 close(3</c/a.json>)                     = 0
+"""
+    counted = importlib.import_module("bench_scaling").counted
+    assert counted(calls, "/c/") == {"open": {"openat": 1, "read": 1}}

@@ -80,7 +80,7 @@ def gradients(model, autocast=None):
     with autocast_to(autocast, device.type):
         loss = model(**batch(device=device)).loss
     loss.backward()
-    return loss.detach(), {
+    return loss.detach().clone(), {
         name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad
     }
 
