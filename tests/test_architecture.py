@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "timing",
         "cluster",
     },
-    "integrations": {"problem", "nn", "capture", "timing", "tuning"},
+    "integrations": {"problem", "cache", "nn", "capture", "timing", "tuning"},
     "cli": {
         "problem",
         "environment",

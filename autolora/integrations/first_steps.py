@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolora.cache.records.payback import Payback
 from autolora.capture.recording import Recording, record
 from autolora.capture.siblings import problem_of_siblings
 from autolora.errors import AutoloraError
@@ -27,7 +28,6 @@ from autolora.nn.strict import misses_expected
 from autolora.problem import COMPILED, BaseProblem
 from autolora.timing.device import device_for
 from autolora.tuning.entry import tune
-from autolora.tuning.payback import Payback
 
 _KNOWN = ("exact", "interpolated")  # reasons of what need not be measured
 _PATIENCE = 100  # steps in which a model does not run, after which it is not waited for

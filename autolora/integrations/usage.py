@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from autolora.cache.records.payback import seconds
 from autolora.nn.choosing import MEASURED
 from autolora.nn.layer_state import Choice, LayerState
 from autolora.nn.siblings.family import together_of
-from autolora.tuning.payback import seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from trainers import llama, rows, settings
 from transformers import Trainer, TrainingArguments
 
 import autolora
+from autolora.cache.records.payback import Payback
 from autolora.integrations.usage import Usage
-from autolora.tuning.payback import Payback
 
 PAGE = PAGES["docs/training.md"]
 TRAINER = PAGE.split("## In the Trainer")[1].split("\n## ")[0]

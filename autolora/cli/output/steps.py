@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autolora.cache.records.candidate import Candidate
+from autolora.cache.records.payback import Payback
 from autolora.cache.records.record import Record
 from autolora.cli.output.figures import count, duration, percent, ratio
 from autolora.graphs.kinds import find_graph
 from autolora.problem import BaseProblem
-from autolora.tuning.payback import Payback
 
 if TYPE_CHECKING:
     from autolora.capture.found import Capture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autolora.tuning.payback import Payback, seconds
+from autolora.cache.records.payback import Payback, seconds
 
 
 @pytest.mark.parametrize(
