@@ -51,7 +51,7 @@ MAY_IMPORT = {
 }
 LARGEST_FOLDER = 15  # modules
 LONGEST_FILE = 300  # lines
-EVERYBODY = {"errors", "version"}
+EVERYBODY = {"errors", "units", "version"}
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
 )

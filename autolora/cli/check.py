@@ -21,7 +21,6 @@ from autolora.cli.output.console import (
     print_lines,
     print_paragraph,
 )
-from autolora.cli.output.figures import count
 from autolora.cli.output.progress import progress
 from autolora.cli.output.tables import environment_title, environments_json, record_json
 from autolora.cli.targets import device_of
@@ -35,6 +34,7 @@ from autolora.tuning.check import (
     check_records,
     fix_records,
 )
+from autolora.units import count
 
 _WITHIN = f"{100 * TOLERANCE:.0f} %"
 

@@ -18,7 +18,7 @@ from autolora.cache.lookup.lookup import Lookup
 from autolora.capture.run import run_problems
 from autolora.cli.demo_model import TARGETS, Llama, Shape, next_token_loss, sequences
 from autolora.cli.output.console import print_json, print_line, print_paragraph
-from autolora.cli.output.figures import bar, duration, percent, ratio
+from autolora.cli.output.figures import bar
 from autolora.cli.output.progress import progress
 from autolora.cli.targets import device_of, torch_dtype
 from autolora.cli.tune import in_order, print_records, tuned_json
@@ -33,6 +33,7 @@ from autolora.problem import Problem
 from autolora.timing.clock import measure_for
 from autolora.timing.statistics import paired
 from autolora.tuning.tuner import tune_problems
+from autolora.units import duration, percent, ratio
 
 BATCH, LENGTH, LEARNING_RATE, WARM_UP = 4, 256, 5e-3, 2
 

@@ -16,7 +16,6 @@ from autolora.cache.lookup.lookup import Lookup
 from autolora.capture.found import Capture
 from autolora.cli.cache.files import open_cache
 from autolora.cli.output.console import print_json, print_line, print_paragraph
-from autolora.cli.output.figures import count
 from autolora.cli.output.objectives import objective_from
 from autolora.cli.output.tables import group_names, name_shape
 from autolora.cli.targets import device_of, read_target
@@ -26,6 +25,7 @@ from autolora.nn.choosing import ask
 from autolora.nn.strict import is_strict, miss_detail
 from autolora.objective import TIME, Objective
 from autolora.problem import BaseProblem
+from autolora.units import count
 
 _MISS = "not tuned"
 # Reasons for which tuning is advised, the first one decides, and what for.

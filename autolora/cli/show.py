@@ -20,7 +20,6 @@ from autolora.cli.output.console import (
     screen_width,
 )
 from autolora.cli.output.evidence import LEGEND, candidate_table, saved_line
-from autolora.cli.output.figures import count
 from autolora.cli.output.objectives import candidate_for, objective_from, runs_json
 from autolora.cli.output.tables import (
     by_environment,
@@ -30,6 +29,7 @@ from autolora.cli.output.tables import (
     record_table,
 )
 from autolora.objective import KINDS, TIME, Objective
+from autolora.units import count
 
 if TYPE_CHECKING:
     from rich.text import Text

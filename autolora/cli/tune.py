@@ -25,7 +25,6 @@ from autolora.cli.output.console import (
 )
 from autolora.cli.output.crossovers import print_families
 from autolora.cli.output.estimates import print_estimates
-from autolora.cli.output.figures import count, wait
 from autolora.cli.output.progress import progress
 from autolora.cli.output.steps import steps
 from autolora.cli.parser import MANY
@@ -41,6 +40,7 @@ from autolora.timing.effort import ESTIMATE
 from autolora.tuning.advice import measured_advice
 from autolora.tuning.result import TuneResult
 from autolora.tuning.tuner import tune_problems
+from autolora.units import count, wait
 
 
 def run(options: Namespace) -> int:

@@ -10,28 +10,12 @@ from commands import MODEL, QUICK
 from autolora.cache.files.paths import search_path
 from autolora.cache.files.store import TimingCache
 from autolora.cli.output import console, figures, tables
-from autolora.cli.output.figures import size
+from autolora.units import size
 
 
 @pytest.mark.parametrize("module", [console, figures, tables], ids=lambda module: module.__name__)
 def test_examples_in_the_code(module):
     assert doctest.testmod(module).failed == 0
-
-
-@pytest.mark.parametrize(
-    ("nanoseconds", "expected"),
-    [
-        (0, "0 ns"),
-        (999, "999 ns"),
-        (999.9, "1.00 µs"),
-        (12_345, "12.3 µs"),
-        (999_600, "1.00 ms"),
-        (123_456_789, "123 ms"),
-        (1.5e9, "1.50 s"),
-    ],
-)
-def test_durations(nanoseconds, expected):
-    assert figures.duration(nanoseconds) == expected
 
 
 def test_names_with_several_numbers():

@@ -13,10 +13,11 @@ from autolora.cache.records.table import Key
 from autolora.cli import DIFFERENT
 from autolora.cli.cache.files import STANDARD, find_files, key_json, read_sources, warn_invalid
 from autolora.cli.output.console import print_json, print_line, print_lines
-from autolora.cli.output.figures import count, duration, first_lines, ratio
+from autolora.cli.output.figures import first_lines
 from autolora.cli.output.tables import environment_title, environments_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
+from autolora.units import count, duration, ratio
 
 _FIELDS = ("winner", "median_ns", "effort", "measured_at")  # shown for both records
 

@@ -12,9 +12,9 @@ from autolora.cache.joining import Joined, join, save
 from autolora.cli.cache import files
 from autolora.cli.cache.environments import listing, select
 from autolora.cli.output.console import print_json, print_line
-from autolora.cli.output.figures import count
 from autolora.cli.output.tables import environment_line, environments_json
 from autolora.errors import AutoloraError
+from autolora.units import count
 
 
 def run(options: Namespace) -> int:

@@ -14,9 +14,10 @@ from autolora.cache.records.document import NewerSchema, parse
 from autolora.cache.records.precedence import EFFORTS, TEXT
 from autolora.cli.cache import files
 from autolora.cli.output.console import print_json, print_line, print_lines
-from autolora.cli.output.figures import count, first_lines
+from autolora.cli.output.figures import first_lines
 from autolora.cli.output.tables import environments_json
 from autolora.errors import AutoloraError
+from autolora.units import count
 
 
 def run(options: Namespace) -> int:

@@ -16,9 +16,9 @@ from autolora.cache.lookup.closest import similarity
 from autolora.cli.cache.environments import local_environments
 from autolora.cli.cache.files import MISSING, CacheFile, read_table
 from autolora.cli.output.console import print_json, print_line, print_lines, print_paragraph
-from autolora.cli.output.figures import count
 from autolora.cli.output.tables import environment_line
 from autolora.environment import Environment
+from autolora.units import count
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from autolora.cache.records.table import Key
 from autolora.cli.cache import files
 from autolora.cli.cache.environments import select
 from autolora.cli.output.console import print_json, print_lines, print_status
-from autolora.cli.output.figures import count
 from autolora.cli.output.tables import environment_line, environments_json
 from autolora.environment import Environment
 from autolora.errors import AutoloraError
+from autolora.units import count
 
 Keep = Callable[[Record], bool]
 

@@ -12,9 +12,10 @@ from autolora.cache.records.validation import Finding, Graphs, Validation, valid
 from autolora.cli import INVALID
 from autolora.cli.cache.files import CacheFile, find_files, logger, read_bytes
 from autolora.cli.output.console import print_json, print_line, print_lines
-from autolora.cli.output.figures import count, first_lines
+from autolora.cli.output.figures import first_lines
 from autolora.errors import AutoloraError
 from autolora.graphs.kinds import find_graph, reference_graph
+from autolora.units import count
 
 _GRAPHS = Graphs(find_graph, lambda problem: reference_graph(problem).name)
 _MARK = re.compile(rb'"schema_version"\s*:')

@@ -18,7 +18,7 @@ from autolora.cache.lookup.crossovers import Range, crossovers
 from autolora.cache.lookup.lookup import NEAR
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean, print_line, print_lines, screen_width
-from autolora.cli.output.figures import align, count, ratio
+from autolora.cli.output.figures import align
 from autolora.cli.output.tables import (
     by_environment,
     environment_title,
@@ -30,6 +30,7 @@ from autolora.graphs.base import REFERENCE
 from autolora.graphs.kinds import find_graph
 from autolora.objective import Objective
 from autolora.problem import BaseProblem
+from autolora.units import count, ratio
 
 LEGEND = (
     "Speed-ups are over PEFT's graph, at the first and at the last token count of a range. "

@@ -9,9 +9,10 @@ from rich.text import Text
 
 from autolora.capture.found import Capture
 from autolora.cli.output.console import clean, print_json, print_line, print_lines, print_paragraph
-from autolora.cli.output.figures import align, count, percent, size
+from autolora.cli.output.figures import align
 from autolora.cli.output.tables import sections
 from autolora.tuning.result import Estimate
+from autolora.units import count, percent, size
 
 _HEADS = ("layer", "tokens", "grads", "layers", "FLOPs over PEFT's", "keeps", "PEFT keeps")
 

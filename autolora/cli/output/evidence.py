@@ -7,10 +7,11 @@ from rich.text import Text
 from autolora.cache.records.candidate import Candidate, Verdict
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
-from autolora.cli.output.figures import align, count, duration, size
+from autolora.cli.output.figures import align
 from autolora.cli.output.objectives import candidate_for
 from autolora.cli.output.steps import reference_of, winner_of
 from autolora.objective import KINDS, Objective
+from autolora.units import count, duration, size
 
 LEGEND = (
     "Below each graph: its relative errors against float64 and its adapter gain, the share of the "

@@ -12,10 +12,11 @@ from autolora.cache.lookup.choice import choose
 from autolora.cache.records.candidate import Candidate
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
-from autolora.cli.output.figures import align, count, percent, ratio, size
+from autolora.cli.output.figures import align
 from autolora.cli.output.steps import Chosen, Step, reference_of
 from autolora.nn.defaults import LIMIT_VARIABLE, VARIABLE, default_objective
 from autolora.objective import KINDS, Objective
+from autolora.units import count, percent, ratio, size
 
 _HEAD = ("What each objective would run", "over PEFT", "keeps", "of PEFT's")
 _SIDES = "lrrr"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from rich import progress as bars
 
 from autolora.cli.output.console import console, print_status
-from autolora.cli.output.figures import wait
 from autolora.tuning.result import Progress
+from autolora.units import wait
 
 _STAGES = {"screen": "screening", "race": "racing", "done": "measured"}
 

@@ -12,11 +12,11 @@ from typing import Any, TextIO
 import torch
 
 from autolora.cli.output.console import print_paragraph, print_status
-from autolora.cli.output.figures import count
 from autolora.cluster.liveness import DEAD, FAILED, STUCK
 from autolora.cluster.share import Share
 from autolora.environment import Environment
 from autolora.tuning.result import TuneResult
+from autolora.units import count
 
 _THREADS = "OMP_NUM_THREADS"
 _LOST = {DEAD: "stopped responding", STUCK: "did not finish"}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from autolora.cache.records.candidate import Candidate
 from autolora.cache.records.payback import Payback
 from autolora.cache.records.record import Record
-from autolora.cli.output.figures import count, duration, percent, ratio
 from autolora.graphs.kinds import find_graph
 from autolora.problem import BaseProblem
+from autolora.units import count, duration, percent, ratio
 
 if TYPE_CHECKING:
     from autolora.capture.found import Capture

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
-from autolora.cli.output.figures import align, bar, count, duration, percent, ratio
+from autolora.cli.output.figures import align, bar
 from autolora.problem import BaseProblem
+from autolora.units import count, duration, percent, ratio
 
 if TYPE_CHECKING:
     from autolora.environment import Environment
