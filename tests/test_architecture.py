@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "cache.files": {"problem", "environment", "cache.records"},
     "cache.lookup": {"problem", "environment", "objective", "cache.records", "cache.files"},
     "cache.joining": {"environment", "cache.records", "cache.files"},
+    "cache.differences": {"cache.records"},
+    "report": {"problem", "environment", "objective", "graphs", "cache"},
     "nn": {"problem", "environment", "objective", "graphs", "cache"},
     "capture": {"problem", "objective", "graphs", "nn"},
     "timing": {"problem", "environment", "objective", "graphs", "cache"},
@@ -47,6 +49,7 @@ MAY_IMPORT = {
         "cluster",
         "tuning",
         "integrations",
+        "report",
     },
 }
 LARGEST_FOLDER = 15  # modules

@@ -27,9 +27,10 @@ from autolora.cache.files.store import TimingCache
 from autolora.cache.lookup.crossovers import Range, crossovers
 from autolora.cache.lookup.lookup import Lookup
 from autolora.cli import main
-from autolora.cli.output.crossovers import _families, range_table
+from autolora.cli.output.crossovers import range_table
 from autolora.graphs.space import find_graph
 from autolora.objective import KINDS, TIME, Objective
+from autolora.report.families import families as families_of
 
 PROBLEM = make_problem(1)
 
@@ -210,11 +211,11 @@ def test_show_crossovers_prints_ranges(say):
 
 
 def test_a_wide_screen_has_each_range_on_one_line():
-    families = list(_families([LOW, HIGH], TIME))
-    wide = [line.plain for line in range_table(families, 120)]
+    found = list(families_of([LOW, HIGH], TIME))
+    wide = [line.plain for line in range_table(found, 120)]
     assert [line.rsplit(None, 1)[1] for line in wide[-2:]] == [SAVED, WHOLE]
     assert max(map(len, wide)) <= 120
-    narrow = [line.plain.strip() for line in range_table(families, 80)]
+    narrow = [line.plain.strip() for line in range_table(found, 80)]
     assert narrow[-3::2] == [SAVED, WHOLE]
 
 

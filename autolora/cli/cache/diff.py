@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from autolora.cache.differences import Differences, differences, different_fields
 from autolora.cache.joining import Joined, join
 from autolora.cache.records.record import Record
 from autolora.cache.records.table import Key
@@ -22,25 +22,12 @@ from autolora.units import count, duration, ratio
 _FIELDS = ("winner", "median_ns", "effort", "measured_at")  # shown for both records
 
 
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    """The records of one side only, pairs of records that differ, and the number of equal ones."""
-
-    only_a: dict[Key, Record]
-    only_b: dict[Key, Record]
-    different: dict[Key, tuple[Record, Record]]
-    equal: int
-
-    def __bool__(self) -> bool:
-        return bool(self.only_a or self.only_b or self.different)
-
-
 def run(options: Namespace) -> int:
     """Prints the records that are on one side only, and those that differ."""
     if options.a == options.b == STANDARD:
         raise AutoloraError("- is standard input, which can be read only once")
     a, b = _side(options.a), _side(options.b)
-    found = _difference(a, b)
+    found = differences(a.records, b.records)
     environments = {**a.environments, **b.environments}
     if options.json:
         print_json(_json(found, options, environments))
@@ -56,23 +43,8 @@ def _side(word: str) -> Joined:
     return joined
 
 
-def _difference(side_a: Joined, side_b: Joined) -> _Difference:
-    a, b = (
-        {Key.of(record.problem, record.environment): record for record in side.records}
-        for side in (side_a, side_b)
-    )
-    both = sorted(a.keys() & b.keys())
-    different = {key: (a[key], b[key]) for key in both if a[key].line != b[key].line}
-    return _Difference(
-        {key: record for key, record in a.items() if key not in b},
-        {key: record for key, record in b.items() if key not in a},
-        different,
-        len(both) - len(different),
-    )
-
-
 def _json(
-    found: _Difference, options: Namespace, environments: Mapping[str, Environment]
+    found: Differences, options: Namespace, environments: Mapping[str, Environment]
 ) -> dict[str, Any]:
     return {
         "a": options.a,
@@ -86,14 +58,14 @@ def _json(
                 **key_json(key),
                 **{name: [getattr(record, name) for record in pair] for name in _FIELDS},
                 "ratio": pair[0].median_ns / pair[1].median_ns,
-                "fields": _different_fields(*pair),
+                "fields": different_fields(*pair),
             }
             for key, pair in found.different.items()
         ],
     }
 
 
-def _print(found: _Difference, options: Namespace, environments: Mapping[str, Environment]) -> None:
+def _print(found: Differences, options: Namespace, environments: Mapping[str, Environment]) -> None:
     for name, environment in environments.items():
         groups = (
             (f"only in {options.a}", _of(name, found.only_a)),
@@ -121,7 +93,7 @@ def _of(environment: str, records: Mapping[Key, object]) -> list[Key]:
     return [key for key in records if key.environment == environment]
 
 
-def _line(key: Key, found: _Difference) -> str:
+def _line(key: Key, found: Differences) -> str:
     title = key.problem.title
     return f"{title}: {_changes(*found.different[key])}" if key in found.different else title
 
@@ -138,9 +110,4 @@ def _changes(a: Record, b: Record) -> str:
         changes.append(f"effort {a.effort} → {b.effort}")
     if a.measured_at != b.measured_at:
         changes.append(f"measured {a.measured_at} → {b.measured_at}")
-    return "; ".join(changes) or f"other {', '.join(_different_fields(a, b))}"
-
-
-def _different_fields(a: Record, b: Record) -> list[str]:
-    other = b.to_json()
-    return [name for name, value in a.to_json().items() if value != other[name]]
+    return "; ".join(changes) or f"other {', '.join(different_fields(a, b))}"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from autolora.cache.files.store import TimingCache
-from autolora.cache.lookup.choice import Valid
-from autolora.cache.lookup.crossovers import Range, crossovers
+from autolora.cache.lookup.crossovers import Range
 from autolora.cache.lookup.lookup import NEAR
 from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean, print_line, print_lines, screen_width
@@ -25,11 +23,9 @@ from autolora.cli.output.tables import (
     environments_json,
     sections,
 )
-from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE
-from autolora.graphs.kinds import find_graph
 from autolora.objective import Objective
-from autolora.problem import BaseProblem
+from autolora.report.families import Family, families
 from autolora.units import count, ratio
 
 LEGEND = (
@@ -39,34 +35,17 @@ LEGEND = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """One problem at several token counts.
-
-    Args:
-        problem: at the smallest of them.
-        environment: of the records.
-        measured: the token counts, ascending.
-        ranges: which graph runs where.
-    """
-
-    problem: BaseProblem
-    environment: Environment
-    measured: tuple[int, ...]
-    ranges: list[Range]
-
-
 def print_ranges(path: Path | None, records: Sequence[Record], asked: Objective) -> None:
     """Prints the ranges of a file's records."""
-    families = {(record.problem.at(1), record.environment) for record in records}
-    print_line(f"{path}: {count(len(families), 'layer shape')}, {count(len(records), 'record')}")
+    shapes = {(record.problem.at(1), record.environment) for record in records}
+    print_line(f"{path}: {count(len(shapes), 'layer shape')}, {count(len(records), 'record')}")
     print_line()
     print_families(records, asked)
 
 
 def print_families(records: Sequence[Record], asked: Objective) -> None:
     """Prints the ranges of records, by environment and section."""
-    for number, (environment, group) in enumerate(by_environment(_families(records, asked))):
+    for number, (environment, group) in enumerate(by_environment(families(records, asked))):
         if number:
             print_line()
         print_lines(environment_title(environment))
@@ -87,12 +66,12 @@ def ranges_json(path: Path | None, records: Sequence[Record], asked: Objective) 
                 "measured": list(family.measured),
                 "ranges": [asdict(each) for each in family.ranges],
             }
-            for family in _families(records, asked)
+            for family in families(records, asked)
         ],
     }
 
 
-def range_table(families: Sequence[_Family], width: int) -> list[Text]:
+def range_table(families: Sequence[Family], width: int) -> list[Text]:
     """The ranges of families, in sections of equal rank and dtypes.
 
     If a line is too long for the screen, all graphs are printed below their figures.
@@ -120,7 +99,7 @@ def range_table(families: Sequence[_Family], width: int) -> list[Text]:
     return shown
 
 
-def _heading(family: _Family, width: int) -> list[Text]:
+def _heading(family: Family, width: int) -> list[Text]:
     gradients = " ".join(family.problem.gradients)
     title = family.problem.shape_text
     title += f", gradients {gradients}" if gradients else ", forward only"
@@ -136,22 +115,3 @@ def _cells(each: Range) -> tuple[str, str]:
     span = f"{each.first_tokens:,} to " * (each.first_tokens < each.last_tokens)
     first, last = ratio(each.first_speedup), ratio(each.last_speedup)
     return f"{span}{each.last_tokens:,} tokens", first if first == last else f"{first} to {last}"
-
-
-def _families(records: Sequence[Record], asked: Objective) -> Iterator[_Family]:
-    timings = TimingCache(records)
-    found: dict[tuple[BaseProblem, Environment], list[Record]] = {}
-    for record in records:
-        found.setdefault((record.problem.at(1), record.environment), []).append(record)
-    for (problem, environment), group in found.items():
-
-        def valid_at(tokens: int, problem: BaseProblem = problem) -> Valid:
-            there = problem.at(tokens)
-            return lambda name: find_graph(name, there) is not None
-
-        yield _Family(
-            group[0].problem,
-            environment,
-            tuple(record.problem.tokens for record in group),
-            crossovers(timings, problem, environment, asked, valid_at),
-        )

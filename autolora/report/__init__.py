@@ -1,0 +1,1 @@
+"""Reports: figures and a page made from cache records and results."""
