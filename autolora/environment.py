@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autolora.units import count
+
 if TYPE_CHECKING:
     from torch import device as Device
 
@@ -73,6 +75,20 @@ class Environment:
     def id(self) -> str:
         """Twelve hexadecimal digits derived from all fields."""
         return _id(self)
+
+    @property
+    def machine_text(self) -> str:
+        """The device and its units: ``Intel Xeon, 8 threads``."""
+        unit = "thread" if self.device == "cpu" else "multiprocessor"
+        return f"{self.device_name}, {count(self.units, unit)}"
+
+    @property
+    def libraries_text(self) -> str:
+        """The libraries, with what is special about them."""
+        text = f"{self.capability}, torch {self.torch}, {self.blas}"
+        if self.float32_matmul_precision != "highest":
+            text += f", float32 products in {self.float32_matmul_precision} precision"
+        return text
 
     @classmethod
     def of(cls, device: Device | str) -> Environment:

@@ -17,7 +17,7 @@ from autolora.cache.records.record import Record
 from autolora.cli.output.console import clean
 from autolora.cli.output.figures import align, bar
 from autolora.problem import BaseProblem
-from autolora.units import count, duration, percent, ratio
+from autolora.units import duration, percent, ratio
 
 if TYPE_CHECKING:
     from autolora.environment import Environment
@@ -95,12 +95,8 @@ def by_environment(things: Iterable[T]) -> Iterator[tuple[Environment, list[T]]]
 
 def environment_title(environment: Environment) -> list[Text]:
     """A line for the device, and one for the libraries."""
-    unit = "thread" if environment.device == "cpu" else "multiprocessor"
-    machine = f"{environment.device_name}, {count(environment.units, unit)}"
-    libraries = f"{environment.capability}, torch {environment.torch}, {environment.blas}"
-    if environment.float32_matmul_precision != "highest":
-        libraries += f", float32 products in {environment.float32_matmul_precision} precision"
-    return [Text(clean(machine), "bold"), Text(clean(libraries), "dim")]
+    lines = (environment.machine_text, "bold"), (environment.libraries_text, "dim")
+    return [Text(clean(text), style) for text, style in lines]
 
 
 def environment_line(environment: Environment) -> str:
