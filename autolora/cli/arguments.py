@@ -26,27 +26,26 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that keeps the lines of its texts and reports errors as an ``AutoloraError``."""
+    """A parser that keeps the lines of its texts and reports errors as an ``AutoloraError``.
 
-    def __init__(self, **options: Any) -> None:
-        texts = partial(argparse.RawDescriptionHelpFormatter, max_help_position=26)
-        super().__init__(formatter_class=texts, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the whole usage."""
-        raise AutoloraError(f"{message} (see '{self.prog} --help')")
-
-
-class IntermixedParser(Parser):
-    """A parser that allows options before, between and after positional arguments."""
+    Args:
+        intermixed: whether options may stand before, between and after positional arguments, of
+            which argparse by itself takes only the first run.
+        options: argparse's own.
+    """
 
     _parsing = False
+
+    def __init__(self, *, intermixed: bool = False, **options: Any) -> None:
+        texts = partial(argparse.RawDescriptionHelpFormatter, max_help_position=26)
+        super().__init__(formatter_class=texts, allow_abbrev=False, **options)
+        self._intermixed = intermixed
 
     def parse_known_args(  # type: ignore[override]  # argparse has overloads for other namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As in argparse, which by itself takes only the first run of positional arguments."""
-        if self._parsing:  # parse_known_intermixed_args calls this method
+        """As in argparse, or intermixed."""
+        if self._parsing or not self._intermixed:  # parse_known_intermixed_args calls this method
             return super().parse_known_args(args, namespace)
         self._parsing = True
         try:
@@ -54,8 +53,14 @@ class IntermixedParser(Parser):
         finally:
             self._parsing = False
 
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the whole usage."""
+        raise AutoloraError(f"{message} (see '{self.prog} --help')")
 
-def add_command(commands: Any, name: str, usage: str, description: str, epilog: str) -> Parser:
+
+def add_command(
+    commands: Any, name: str, usage: str, description: str, epilog: str, **options: Any
+) -> Parser:
     """Adds a command, which the module of that name carries out.
 
     The module is imported when the command runs, since importing torch takes a second.
@@ -66,6 +71,7 @@ def add_command(commands: Any, name: str, usage: str, description: str, epilog: 
         usage: its arguments, for the first line of its help.
         description: what it does.
         epilog: its examples.
+        options: of its :class:`Parser`.
     """
 
     def run(options: argparse.Namespace) -> Any:
@@ -79,6 +85,7 @@ def add_command(commands: Any, name: str, usage: str, description: str, epilog: 
         usage=f"{prog} {usage}",
         description=description,
         epilog=epilog,
+        **options,
     )
     parser.set_defaults(run=run, prog=prog)
     return parser

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from autolora.cli import arguments
-from autolora.cli.arguments import IntermixedParser, Parser, add_command, add_json
+from autolora.cli.arguments import Parser, add_command, add_json
 
 _VERBS = """\
   path      say which files are read and written, and what they hold
@@ -39,7 +40,7 @@ def add_cache(commands: Any) -> None:
     )
     parser.set_defaults(run=lambda _: parser.error(f"no verb given; one of {_NAMES}"))
     verbs = parser.add_subparsers(
-        metavar="VERB", help=argparse.SUPPRESS, parser_class=IntermixedParser
+        metavar="VERB", help=argparse.SUPPRESS, parser_class=partial(Parser, intermixed=True)
     )
     for add in (_add_path, _add_merge, _add_validate, _add_diff, _add_prune, _add_export):
         add(verbs)
