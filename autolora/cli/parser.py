@@ -26,6 +26,7 @@ commands:
   show     show what the cache holds
   explain  say which graph each layer of a model would run, and why
   check    time winners of the cache again, say which no longer win
+  report   make a page of what was measured, with plots
   cache    path, merge, validate, diff, prune, export: work on cache files
   demo     tune and train a small built-in model, and compare
 """
@@ -38,6 +39,7 @@ first steps:
 
 'autolora COMMAND --help' tells more about each.
 """
+_NAMES = "tune, run, show, explain, check, report, cache, demo"
 _WITH_TARGET = ("tune", "explain")
 _TARGET = """\
 TARGET is one of
@@ -76,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             f"unrecognized arguments: {' '.join(unknown)} (see '{options.prog} --help')"
         )
     if not hasattr(options, "run"):
-        parser.error("no command given; one of tune, run, show, explain, check, cache, demo")
+        parser.error(f"no command given; one of {_NAMES}")
     return options
 
 
@@ -94,6 +96,7 @@ def _parser() -> Parser:
     _add_show(commands)
     _add_explain(commands)
     _add_check(commands)
+    _add_report(commands)
     add_cache(commands)
     _add_demo(commands)
     return parser
@@ -241,6 +244,42 @@ def _add_check(commands: Any) -> None:
     arguments.add_cache(check, "file to check (default: every file of the search path)")
     arguments.add_device(check)
     arguments.add_json(check)
+
+
+def _add_report(commands: Any) -> None:
+    report = add_command(
+        commands,
+        "report",
+        "[FILE...] [options]",
+        "Makes one HTML page of what was measured: layers before and after, every problem\n"
+        "with its candidates, the token counts where the winner changes, machines side by\n"
+        "side. FILE is as for 'autolora cache merge', every file of the search path if none.",
+        "examples:\n"
+        "  autolora report\n"
+        "  autolora report team.json --against last-week.json -o team.html\n"
+        "  autolora explain model.py --rank 8 --json > model.json\n"
+        "  autolora report --results model.json --plots figures\n",
+        intermixed=True,
+    )
+    report.add_argument("files", nargs="*", metavar="FILE", help=argparse.SUPPRESS)
+    report.add_argument(
+        "-o",
+        "--output",
+        default="report.html",
+        metavar="OUT",
+        help="file to write (report.html), - for standard output",
+    )
+    report.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="show also what tools, explain or 'run --report-json' have written as JSON",
+    )
+    report.add_argument("--against", metavar="FILE", help="show what has changed since this cache")
+    report.add_argument(
+        "--plots", metavar="FOLDER", help="write plots there, as SVG and PNG (needs matplotlib)"
+    )
 
 
 def _add_demo(commands: Any) -> None:

@@ -32,18 +32,23 @@ class Family:
     ranges: list[Range]
 
 
-def families(records: Sequence[Record], asked: Objective = TIME) -> Iterator[Family]:
+def families(
+    records: Sequence[Record], asked: Objective = TIME, *, least: int = 1
+) -> Iterator[Family]:
     """The families of records, in their order.
 
     Args:
         records: sorted by the sizes of their problems.
         asked: what graphs are chosen for.
+        least: number of token counts below which a family is left out.
     """
     timings = TimingCache(records)
     found: dict[tuple[BaseProblem, Environment], list[Record]] = {}
     for record in records:
         found.setdefault((record.problem.at(1), record.environment), []).append(record)
     for (problem, environment), group in found.items():
+        if len(group) < least:
+            continue
 
         def valid_at(tokens: int, problem: BaseProblem = problem) -> Valid:
             there = problem.at(tokens)

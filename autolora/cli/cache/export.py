@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autolora.cache.files.paths import search_path
 from autolora.cache.joining import Joined, join, save
 from autolora.cli.cache import files
 from autolora.cli.cache.environments import listing, select
@@ -20,7 +19,7 @@ from autolora.units import count
 def run(options: Namespace) -> int:
     """Writes the records of some environments as a cache file."""
     out = files.output_path(options.output)
-    joined = join(files.read_sources(_files(options.files), {}))
+    joined = join(files.read_sources(files.named_or_own(options.files), {}))
     files.warn_invalid(joined)
     environments = select(options.environment, joined.environments)
     wanted = {environment.id for environment in environments}
@@ -43,16 +42,6 @@ def run(options: Namespace) -> int:
             print_line(f"{count(number, 'record')} of {name}  {environment_line(environment)}")
         print_line(f"{out}: {count(total, 'record')}")
     return 0
-
-
-def _files(words: list[str]) -> list[files.CacheFile]:
-    """The named files, or the existing ones of the search path."""
-    if words:
-        return files.find_files(words)
-    inputs = [files.CacheFile(str(path), path) for path in search_path() if path.exists()]
-    if not inputs:
-        raise AutoloraError("no cache file of the search path exists; 'autolora tune' creates one")
-    return inputs
 
 
 def _json(exported: Joined, out: Path, total: int) -> dict[str, Any]:

@@ -95,6 +95,20 @@ def find_files(words: Iterable[str]) -> list[CacheFile]:
     return list(found.values())
 
 
+def named_or_own(words: Sequence[str]) -> list[CacheFile]:
+    """The files that arguments name; without any the existing ones of the search path.
+
+    Raises:
+        AutoloraError: as in :func:`find_files`, or none of the search path exists.
+    """
+    if words:
+        return find_files(words)
+    inputs = [CacheFile(str(path), path) for path in search_path() if path.exists()]
+    if not inputs:
+        raise AutoloraError("no cache file of the search path exists; 'autolora tune' creates one")
+    return inputs
+
+
 def read_bytes(file: CacheFile) -> bytes:
     """Reads the content of a file.
 
