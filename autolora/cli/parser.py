@@ -178,6 +178,9 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--report", action="store_true", help="say at the end which graph each layer ran, and why"
     )
+    run.add_argument(
+        "--report-json", metavar="FILE", help="write that there, for 'autolora report --results'"
+    )
 
 
 def _add_show(commands: Any) -> None:
@@ -263,18 +266,14 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("files", nargs="*", metavar="FILE", help=argparse.SUPPRESS)
     report.add_argument(
-        "-o",
-        "--output",
-        default="report.html",
-        metavar="OUT",
-        help="file to write (report.html), - for standard output",
+        "-o", "--output", default="report.html", metavar="OUT", help="file to write (report.html)"
     )
     report.add_argument(
         "--results",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="show also what tools, explain or 'run --report-json' have written as JSON",
+        help="JSON of a tool, of explain, or of run --report-json: show that as well",
     )
     report.add_argument("--against", metavar="FILE", help="show what has changed since this cache")
     report.add_argument(

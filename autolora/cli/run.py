@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import shlex
@@ -10,6 +11,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
 
 from autolora.cli import FAILED
 from autolora.cli.output.console import clean, print_error, restore_encoding
@@ -38,7 +41,7 @@ def run(options: Namespace) -> Callable[[], int]:
         objective=options.objective,
         max_saved_bytes=options.max_saved_bytes,
         budget=(options.budget or BUDGET) if options.tune else None,
-        report=options.report,
+        report=options.report or options.report_json is not None,
         told=_say,
     )
     again = ["autolora", "run", *([] if options.tune else ["--tune"]), *options.argv[1:]]
@@ -52,7 +55,7 @@ def run(options: Namespace) -> Callable[[], int]:
         whole.enter_context(models.accelerated())
         atexit.register(script.end)  # what is registered first is called last
         atexit.register(whole.close)
-        atexit.register(_report, models, again, os.getpid())
+        atexit.register(_report, models, again, os.getpid(), options)
         try:
             script.run()
         except NotFound as error:
@@ -71,25 +74,51 @@ class _Handler(logging.Handler):
         _say(self.format(record))
 
 
-def _report(models: ScriptModels, again: Sequence[str], process: int) -> None:
+def _report(models: ScriptModels, again: Sequence[str], process: int, options: Namespace) -> None:
     """Says what was accelerated, unless this is a process that the script has forked."""
     if os.getpid() != process:
         return
-    for line in models.summary():
+    summary = models.summary()
+    for line in summary:
         _say(f"autolora: {line}")
     if models.waits:
         _say(f"autolora: not tuned: {TOO_SHORT}")
     elif models.missed:
         _say(f"autolora: to tune what was not measured: {shlex.join(again)}")
+    found = []
     if models.kept:
         from autolora.nn.explanation import explain
 
-        for model in models.kept:
-            _say(str(explain(model)))
+        found = [explain(model) for model in models.kept]
+    if options.report:
+        for each in found:
+            _say(str(each))
+    if options.report_json is not None and _is_first():
+        _write(options.report_json, "; ".join(summary), [each.to_json() for each in found])
+
+
+def _write(path: str, usage: str, models: Sequence[dict[str, Any]]) -> None:
+    """Writes what ran, and the layers of all models, for ``autolora report --results``."""
+    document: dict[str, Any] = {"usage": usage, "layers": [], "left": []}
+    for number, model in enumerate(models, start=1):
+        before = f"model {number}: " * (len(models) > 1)
+        for kind in ("layers", "left"):
+            document[kind] += [{**each, "name": before + each["name"]} for each in model[kind]]
+    try:
+        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        _say(
+            f"autolora: cannot write the report {path}: {getattr(error, 'strerror', None) or error}"
+        )
+
+
+def _is_first() -> bool:
+    """Whether this is the only rank or the first one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(line: str) -> None:
     """Prints to stderr on the first rank, where that is possible."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         with suppress(Exception):  # closed, or an object of the script's own
             print(clean(line), file=sys.stderr)  # without rich, which takes a while to import

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autolora.cli import main
+from autolora.report.results import read_results
 
 TRAIN = """
 import sys
@@ -94,6 +95,22 @@ def test_a_script_that_knows_nothing_trains_with_the_same_losses_tuned():
     assert re.search(r"2 LoRA layers of 1 model accelerated; 8 of 16 calls in training ran", own)
     assert "to tune what was not measured" not in own
     assert "no timings" not in own
+
+
+def test_a_run_writes_its_layers_for_a_report():
+    code, _, _, own = autolora_run("--report-json", "run.json", "train.py")
+    assert code == 0, own
+    assert "first: " not in own  # which --report would say
+    found = read_results(Path("run.json"))
+    assert sorted(problem.shape_text for problem in found.layers) == ["24 → 32 +b", "32 → 24 +b"]
+    assert set(found.layers.values()) == {1}
+    assert "2 LoRA layers of 1 model accelerated; 0 of 16 calls" in found.usage
+
+
+def test_a_report_that_cannot_be_written_is_said_at_the_end():
+    code, _, _, own = autolora_run("--report-json", "none/run.json", "train.py")
+    assert code == 0
+    assert own.splitlines()[-1].startswith("autolora: cannot write the report none/run.json: No ")
 
 
 def test_without_tuning_the_summary_names_the_command_that_tunes():
