@@ -106,9 +106,9 @@ def test_an_unknown_mode_is_told():
         autolora.tune([LAYER], compiled="fast")
 
 
-def test_a_compiler_that_is_turned_off_is_told(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    with pytest.raises(autolora.AutoloraError, match="turned off"):
+def test_a_compiler_that_is_turned_off_is_told():
+    turned_off = torch._dynamo.config.patch(disable=True)  # monkeypatch would delete the setting
+    with turned_off, pytest.raises(autolora.AutoloraError, match="turned off"):
         autolora.tune([LAYER], compiled=True)
 
 
