@@ -5,6 +5,9 @@ import sys
 
 # Before any library of the hub is imported: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is: what several processes of tests would take from each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -26,6 +29,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """A process for each core; none but this one for a single file."""
+    files = any(".py" in argument for argument in config.args)
+    return 0 if files else min(4, len(os.sched_getaffinity(0)))
 
 
 def pytest_collection_finish():
