@@ -217,7 +217,8 @@ def test_a_changed_weight_between_forward_and_backward_is_noticed():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_equal_those_that_torch_counts(kind):
-    fields = {**KINDS[kind], "in_features": 7, "out_features": 11, "tokens": 13, "rank": 3}
+    # an even row: where it is odd, bitsandbytes compiles code for each NF4 weight
+    fields = {**KINDS[kind], "in_features": 8, "out_features": 11, "tokens": 13, "rank": 3}
     for needs in ((), ("A", "B"), fields.get("gradients", PLAIN)):
         problem = small(**{**fields, "gradients": needs})
         case = Case.of(problem)

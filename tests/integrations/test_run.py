@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import Fork, run_command
 
 from autolora.cli import main
 from autolora.report.results import read_results
@@ -63,14 +64,25 @@ def python(*words, **options):
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         **options,
     )
-    lines = run.stderr.splitlines(keepends=True)
+    return run.returncode, run.stdout, *apart(run.stderr)
+
+
+def apart(err):
+    """What others wrote to stderr, and autolora."""
+    lines = err.splitlines(keepends=True)
     own = "".join(line for line in lines if line.startswith("autolora: "))
-    others = "".join(line for line in lines if not line.startswith("autolora: "))
-    return run.returncode, run.stdout, others, own
+    return "".join(line for line in lines if not line.startswith("autolora: ")), own
 
 
 def autolora_run(*words, **options):
     return python("-m", "autolora", "run", *words, **options)
+
+
+def forked_run(*words):
+    """As :func:`autolora_run`, in a process that has imported torch, but not PEFT."""
+    fork = Fork(run_command, "run", *words, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    out, err = fork.communicate(timeout=DEADLINE)
+    return fork.returncode, out, *apart(err)
 
 
 def script(text, name="script.py"):
@@ -114,7 +126,7 @@ def test_a_report_that_cannot_be_written_is_said_at_the_end():
 
 
 def test_without_tuning_the_summary_names_the_command_that_tunes():
-    code, _, _, own = autolora_run("--objective", "memory", "train.py", "a b")
+    code, _, _, own = forked_run("--objective", "memory", "train.py", "a b")
     assert code == 0
     assert "0 of 16 calls in training ran measured graphs; 16 ran graphs chosen unmeasured" in own
     assert own.endswith("autolora run --tune --objective memory train.py 'a b'\n")
@@ -170,7 +182,12 @@ def test_a_signal_interrupts_the_script_as_ever():
     name = script("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     for words in ((name,), ("-m", "autolora", "run", name)):
         process = subprocess.Popen(
-            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a job in a shell's background ignores the signal, and so do its processes
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
@@ -269,7 +286,7 @@ def test_what_the_script_cannot_print_stays_an_error(monkeypatch):
 
 def test_handlers_of_the_script_do_not_get_what_autolora_logs():
     text = "import logging, sys\nlogging.basicConfig(stream=sys.stdout)\n" + TRAIN
-    _, out, _, own = autolora_run(script(text))
+    _, out, _, own = forked_run(script(text))
     assert "autolora:" not in out
     assert "autolora: no timings for" in own
 
@@ -278,7 +295,7 @@ def test_threads_that_outlive_the_main_code_are_accelerated():
     text = TRAIN.replace(
         "    main()\n", "    import threading\n    threading.Thread(target=main).start()\n"
     )
-    code, out, _, own = autolora_run(script(text))
+    code, out, _, own = forked_run(script(text))
     assert code == 0
     assert "class autolora.nn.peft" in out
     assert "2 LoRA layers of 1 model accelerated" in own
@@ -286,21 +303,21 @@ def test_threads_that_outlive_the_main_code_are_accelerated():
 
 def test_strict_mode_begins_once_it_is_tuned(monkeypatch):
     monkeypatch.setenv("AUTOLORA_STRICT", "1")
-    code, out, err, own = autolora_run("--tune", "train.py")
+    code, out, err, own = forked_run("--tune", "train.py")
     assert code == 0, err
     assert len(numbers(out)) == 8
     assert "8 of 16 calls in training ran measured graphs" in own
 
 
 def test_a_run_that_is_too_short_says_so():
-    _, _, _, own = autolora_run("--tune", script(TRAIN.replace("range(8)", "range(3)")))
+    _, _, _, own = forked_run("--tune", script(TRAIN.replace("range(8)", "range(3)")))
     assert "autolora: not tuned: the training ended before its first steps were recorded" in own
     assert "to tune what was not measured" not in own
 
 
 def test_a_second_run_measures_nothing_again():
     for said in ("Tuning took", "what the first steps need is measured already"):
-        _, _, _, own = autolora_run("--tune", "--budget", "30s", "train.py")
+        _, _, _, own = forked_run("--tune", "--budget", "30s", "train.py")
         assert said in own
     assert "Tuning took" not in own
 

@@ -1,8 +1,10 @@
 """Python processes that begin with torch and transformers imported: forks of one that has them."""
 
+import atexit
 import os
 import sys
 import tempfile
+import threading
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 
@@ -70,6 +72,17 @@ def _call(said, folder, environment, function, arguments):
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.exit(function(*arguments))
+
+
+def run_command(*words):
+    """Runs a command of autolora, with all that Python does at the end of a program."""
+    from autolora.cli import main
+
+    try:
+        return main(words)
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 def run_source(source):
