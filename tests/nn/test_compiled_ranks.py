@@ -20,28 +20,11 @@ from autolora.nn.choosing import pin
 from autolora.graphs.space import valid_graphs
 
 distributed.init_process_group("gloo")
-rank = distributed.get_rank()
+from sharded_models import both, mine, trained
 
 def some_graph(problem):
     graphs = [graph for graph in valid_graphs(problem).values() if not graph.is_reference]
     return graphs[len(graphs) // 2]
-
-def ids(rank, step):
-    return torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(10 * rank + step))
-
-def whole(parameter):
-    found = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return found.detach().flatten().tolist()
-
-def trained(net, batch, model=None):
-    trainable = [p for p in (model or net).parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=0.1)
-    for step in range(2):
-        optimizer.zero_grad()
-        given = batch(step)
-        net(input_ids=given, labels=given).loss.backward()
-        optimizer.step()
-    return [whole(p) for p in trainable]
 
 def compiled_copy(plain):
     fast = copy.deepcopy(plain)
@@ -57,12 +40,9 @@ def run(fast):
     assert len({layer.name for layer in layers}) == 14
     return sorted({layer.graph for layer in layers if layer.problem.mode == "compiled"})
 
-def mine(step):
-    return ids(rank, step)
-
 plain = llama()
 fast, _ = compiled_copy(plain)
-by_ddp = trained(nn.parallel.DistributedDataParallel(fast), mine, fast)
+by_ddp = trained(fast, mine, nn.parallel.DistributedDataParallel(fast))
 seen = run(fast)
 torch._dynamo.reset()
 fast, blocks = compiled_copy(plain)
@@ -70,7 +50,7 @@ for block in blocks:
     fully_shard(block)
 fully_shard(fast)
 by_fsdp = trained(fast, mine)
-alone = trained(plain, lambda step: torch.cat([ids(0, step), ids(1, step)]))
+alone = trained(plain, both)
 distributed.barrier()
 print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp, "alone": alone, "seen": [seen, run(fast)]}))
 distributed.destroy_process_group()

@@ -21,28 +21,11 @@ from autolora.nn.layer_state import layer_states
 from autolora.problem import Experts
 
 distributed.init_process_group("gloo")
-rank = distributed.get_rank()
+from sharded_models import both, mine, trained
 along = experts_along(GRAPHS["mixed"])
 
 def some_graph(problem):
     return along(problem) if isinstance(problem, Experts) else reference_graph(problem)
-
-def ids(rank, step):
-    return torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(10 * rank + step))
-
-def whole(parameter):
-    found = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return found.detach().flatten().tolist()
-
-def trained(net, batch, model=None):
-    trainable = [p for p in (model or net).parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=0.1)
-    for step in range(2):
-        optimizer.zero_grad()
-        given = batch(step)
-        net(input_ids=given, labels=given).loss.backward()
-        optimizer.step()
-    return [whole(p) for p in trainable]
 
 def fast_copy(plain):
     fast = copy.deepcopy(plain)
@@ -55,12 +38,9 @@ def along_graphs(fast):
     of_experts = [choice for choice in choices if isinstance(choice.problem, Experts)]
     return sum(choice.calls for choice in of_experts if choice.executable is not None)
 
-def mine(step):
-    return ids(rank, step)
-
 plain = mixture()
 fast = fast_copy(plain)
-by_ddp = trained(nn.parallel.DistributedDataParallel(fast), mine, fast)
+by_ddp = trained(fast, mine, nn.parallel.DistributedDataParallel(fast))
 calls = [along_graphs(fast)]
 by_fsdp, sharded = [], []
 for dtype in (None, torch.float32):
@@ -78,7 +58,7 @@ for dtype in (None, torch.float32):
         "recorded": list(map(repr, recording.uses)),
         "left": foreseen.left + recording.left + autolora.explain(fast).left,
     })
-alone = trained(plain, lambda step: torch.cat([ids(0, step), ids(1, step)]))
+alone = trained(plain, both)
 distributed.barrier()
 print(json.dumps({"ddp": by_ddp, "fsdp": by_fsdp[0], "narrow": by_fsdp[1], "alone": alone,
                   "calls": calls, "sharded": sharded}))
