@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tracing_backend import Backend
 
 from autolora.nn import advice, choosing, defaults, strict
 from autolora.timing import clock, conditions, device, measurement
@@ -92,6 +93,19 @@ def _steady_clock(monkeypatch):
 @pytest.fixture
 def real_clock(monkeypatch):
     monkeypatch.setattr(measurement, "measure_for", clock.measure_for)
+
+
+@pytest.fixture
+def compile_anew():
+    """No code that another test has compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def backend(compile_anew):
+    return Backend()
 
 
 @pytest.fixture

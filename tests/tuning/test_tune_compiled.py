@@ -22,16 +22,13 @@ LAYER = Problem(24, 16, 32, 4, "float32", "cpu", mode=COMPILED)
 
 
 @pytest.fixture(autouse=True)
-def _compile_anew():
-    torch._dynamo.reset()
-    data._layer.cache_clear()
-    data._floor.cache_clear()
-    compiling.require_compiler.cache_clear()
+def _layers_anew(compile_anew):
+    cached = (data._layer, data._floor, compiling.require_compiler)
+    for each in cached:
+        each.cache_clear()
     yield
-    torch._dynamo.reset()
-    data._layer.cache_clear()
-    data._floor.cache_clear()
-    compiling.require_compiler.cache_clear()
+    for each in cached:
+        each.cache_clear()
 
 
 @pytest.fixture
