@@ -158,7 +158,7 @@ def tuned_json(result: TuneResult, found: Capture, asked: Objective = TIME) -> d
 
 def _with_counts_between(found: Capture, result: TuneResult) -> Capture:
     """Adds the token counts that were measured because the winner changes there."""
-    measured = {record.problem.tokens for record in (*result.records, *result.skipped)}
+    measured = {record.problem.tokens for record in result.known}
     added = measured - {problem.tokens for problem in found.problems}
     return found.at(sorted({*found.sizes, *added})) if added else found
 
@@ -166,7 +166,7 @@ def _with_counts_between(found: Capture, result: TuneResult) -> Capture:
 def in_order(result: TuneResult, problems: Sequence[BaseProblem]) -> list[Record]:
     """The records of a run, measured or known, in the order of the model's problems."""
     place = {problem: number for number, problem in enumerate(problems)}
-    return sorted((*result.records, *result.skipped), key=lambda record: place[record.problem])
+    return sorted(result.known, key=lambda record: place[record.problem])
 
 
 def print_records(records: Sequence[Record], found: Capture) -> None:

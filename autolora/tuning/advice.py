@@ -35,8 +35,7 @@ def measured_advice(
         budget: seconds of the run, this included.
         compile_mode: of torch.compile, for compiled problems.
     """
-    records = [*result.records, *result.skipped]
-    found = [record for record in records if runs_in_float32(record.problem)]
+    found = [record for record in result.known if runs_in_float32(record.problem)]
     left = None if budget is None else budget - sum(each.seconds for each in result.records)
     if not found or result.interrupted or result.unfinished or (left is not None and left <= 0):
         return ""
@@ -49,7 +48,7 @@ def measured_advice(
         device=device,
         compile_mode=compile_mode,
     )
-    faster = [*measured.records, *measured.skipped]
+    faster = measured.known
     gain = heaviest.median_ns / faster[0].median_ns if faster else 0.0
     return compute_dtype_advice(heaviest.problem, gain) if gain > 1 else ""
 

@@ -101,6 +101,11 @@ class TuneResult:
     parted: bool = False
 
     @property
+    def known(self) -> list[Record]:
+        """All records of the problems: measured in this run, then those that were in the cache."""
+        return [*self.records, *self.skipped]
+
+    @property
     def noisy(self) -> list[Record]:
         """New records that are too noisy, so that the next run measures them again."""
         return [record for record in self.records if record.conditions.get("noisy")]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from small_llama import SIZES
+from small_llama import SIZES, VISION
 from torch import nn
 
 import autolora
@@ -19,14 +19,6 @@ from autolora.nn.adapted import adapted_layers
 from autolora.nn.adding import find_targets
 from autolora.problem import Experts, Problem
 
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 SHORT = {**SIZES, "max_position_embeddings": 20}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, **SIZES}
 MLA = {  # latent attention, and groups of experts

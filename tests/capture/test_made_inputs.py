@@ -6,7 +6,7 @@ import runpy
 import numpy as np
 import pytest
 import torch
-from small_llama import SIZES
+from small_llama import SIZES, VISION
 from torch import nn
 
 import autolora
@@ -19,14 +19,6 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 TEXT = {**SIZES, "max_position_embeddings": 40, "pad_token_id": 0}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 BOTH = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 # class and configuration → token counts of a batch of 2 × 16 tokens, or of 2 images or sounds

@@ -131,12 +131,7 @@ R = ("--rank", "2")
 def test_bad_input_is_one_clear_error(autolora, words, message):
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
-    completed = autolora(*words)
-    assert completed.code == 2
-    assert completed.out == ""
-    assert completed.err.count("autolora: error: ") == 1
-    assert message in completed.err
-    assert "Traceback" not in completed.err
+    autolora(*words).assert_one_error(message)
     for name, text in FILES.items():
         assert Path(name).read_text(encoding="utf-8") == text  # nothing is lost
 

@@ -19,6 +19,14 @@ class Completed:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
+    def assert_one_error(self, message):
+        """It has failed with one clear error, and nothing else."""
+        assert self.code == 2
+        assert self.out == ""
+        assert self.err.count("autolora: error: ") == 1
+        assert message in self.err
+        assert "Traceback" not in self.err
+
     @property
     def json(self):
         return json.loads(self.out)

@@ -1,6 +1,7 @@
 """Real PEFT models for the tests, and what it means that two of them train alike."""
 
 import contextlib
+import copy
 
 import peft
 import pytest
@@ -9,6 +10,7 @@ import transformers
 from small_llama import SIZES
 from torch import nn
 
+import autolora
 from autolora.nn.peft import Accelerated
 
 BF16 = torch.bfloat16
@@ -62,6 +64,15 @@ def quantised(kind, dtype=torch.float32, quant_type="nf4", stored=torch.uint8, *
             setattr(model.get_submodule(parent), child, new.to("cpu"))
     setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
     return adapt(model, **lora)
+
+
+def accelerated(plain, layers=14):
+    """A copy of a model whose LoRA layers are accelerated, all of them."""
+    fast = copy.deepcopy(plain)
+    report = autolora.accelerate(fast)
+    assert len(report.taken) == layers
+    assert report.left == report.notes == []
+    return fast
 
 
 def batch(seed=0, device="cpu"):

@@ -91,12 +91,7 @@ def test_bad_input_is_one_clear_error_and_nothing_is_lost(autolora, words, messa
     keep("good.json", make_record(1), make_record(2))
     Path("good.json.lock").unlink()
     before = {path: path.read_bytes() for path in Path().glob("*.json")}
-    completed = autolora(*words)
-    assert completed.code == 2
-    assert completed.out == ""
-    assert completed.err.count("autolora: error: ") == 1
-    assert message in completed.err
-    assert "Traceback" not in completed.err
+    autolora(*words).assert_one_error(message)
     assert {path: path.read_bytes() for path in Path().glob("*.json")} == before
 
 

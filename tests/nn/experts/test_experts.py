@@ -260,9 +260,10 @@ def test_a_linear_layers_weight_is_a_lora_layer():
 def test_compiled_models_run_pefts_path():
     plain = mixture(dtype=torch.float32)
     fast = accelerated(plain)
-    compiled = torch.compile(fast, backend="eager")
-    expected, loss = plain(**batch()).loss, compiled(**batch()).loss
-    torch.testing.assert_close(loss, expected)
+    blocks = [model.base_model.model.model.layers[0].mlp for model in (fast, plain)]
+    compiled = torch.compile(blocks[0], backend="eager")
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(compiled(x), blocks[1](x))
     assert experts_calls(fast) == 0
     assert "compiled: there are no graphs for compiled experts" in reasons(fast)
 

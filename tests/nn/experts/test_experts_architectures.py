@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from peft_models import choices_of
+from small_mixture import Holder
 from torch import nn
 
 import autolora
@@ -77,15 +78,6 @@ def built(folder, kind):
         except (AttributeError, RuntimeError):  # that of another part of the model
             continue
     return pytest.fail(f"no configuration of {folder} describes a {kind.__name__}")
-
-
-class Holder(nn.Module):
-    def __init__(self, experts):
-        super().__init__()
-        self.experts = experts
-
-    def forward(self, x, ids, weights):
-        return self.experts(x, ids, weights)
 
 
 def normal(model, generator):

@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft.tuners.lora.layer import ParamWrapper
 from peft_models import assert_same_step, batch
-from small_mixture import GRAPHS, experts_along, mixture
+from small_mixture import GRAPHS, Holder, experts_along, mixture
 from torch import nn
 
 import autolora
@@ -42,15 +42,6 @@ def outer_and_inner(model):
 def on_graphs(model):
     choices = [choice for _, state in layer_states(model) for choice in state.choices.values()]
     return sum(c.calls for c in choices if c.executable and isinstance(c.problem, Experts))
-
-
-class Holder(nn.Module):
-    def __init__(self, experts):
-        super().__init__()
-        self.experts = experts
-
-    def forward(self, x, ids, weights):
-        return self.experts(x, ids, weights)
 
 
 def module_of_experts(weights=("gate_up_proj", "down_proj"), config=None, activation=None, **sizes):
