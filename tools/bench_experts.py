@@ -13,10 +13,8 @@ ratios.
 from __future__ import annotations
 
 import copy
-import ctypes
 import time
 from itertools import cycle
-from pathlib import Path
 from statistics import geometric_mean, median
 
 import peft
@@ -24,6 +22,7 @@ import torch
 import transformers
 from common.arguments import choice_of, parsed, parser_for, temporary_cache
 from common.devices import device_option, step_measure
+from common.memory import peak_bytes
 from common.models import mixture
 from common.regimes import Regime
 from common.results import samples, write
@@ -33,7 +32,6 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 import autolora
 from autolora.problem import IMPLEMENTATIONS
-from autolora.timing.clock import peak_memory
 from autolora.timing.statistics import paired
 
 CASES = [  # experts, top-k, hidden, inner, tokens, rank
@@ -75,26 +73,6 @@ def adapted(model, names, rank, dtype):
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
     return model.train()
-
-
-def peak_bytes(run, device):
-    """The most memory of a device during a call, beyond that before it; None if not known."""
-    if device.type == "cuda":
-        return peak_memory(run, device)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when used
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # starts the peak anew
-        before = resident("VmRSS")
-        run()
-        return resident("VmHWM") - before
-    except (OSError, AttributeError):
-        return None
-
-
-def resident(field):
-    """Bytes of a field of this process's status."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def seconds_for(experts):

@@ -29,6 +29,7 @@ from statistics import median
 
 from common.arguments import parsed, parser_for, temporary_cache
 from common.devices import device_option, sizes_option
+from common.passes import by_time_of_each_pass
 from common.results import samples, write
 from common.timing import a_busy_neighbour, interleaved
 
@@ -38,7 +39,7 @@ from autolora.capture.tokens import Tokens
 from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
-from autolora.graphs.unmeasured import flops_graph, untransposed_costs
+from autolora.graphs.unmeasured import flops_graph
 from autolora.timing.accuracy import verdict
 from autolora.timing.clock import measure_for
 from autolora.timing.data import Data
@@ -123,7 +124,7 @@ def regrets(problem, effort, paper_seconds, hopeless):
     with a_busy_neighbour():
         timed("busy", lambda: measure_problem(problem, device, environment, effort=effort))
     timed("flops", lambda: flops_graph(problem))
-    timed("paper", lambda: by_time_of_each_pass(problem, paper_seconds))
+    timed("paper", lambda: by_time_of_each_pass(problem, paper_seconds, device))
     noisy = chosen["busy"].conditions["noisy"]
     graphs = {
         name: find_graph(c.winner, problem) if name in ("tuner", "busy") else c
@@ -204,28 +205,6 @@ def exhaustive(problem, times, hopeless=HOPELESS):
         if verdict(graph, problem, data.X.device).ok:
             return graph
     return reference_graph(problem)
-
-
-def by_time_of_each_pass(problem, seconds):
-    """The graph of the fastest forward pass, then the fastest backward pass that fits it."""
-    data = Data.random(problem, device_for(problem))
-    composed = [cost.graph for cost in untransposed_costs(problem)]
-    graphs = [graph for graph in composed if verdict(graph, problem, data.X.device).ok]
-    forwards = {graph.forward: graph for graph in graphs}
-    best = min(forwards, key=lambda name: pass_time(data, forwards[name], seconds))
-    fitting = {(g.dx, g.da, g.db): g for g in graphs if g.forward == best and "V" not in g.saves}
-    return min(fitting.values(), key=lambda graph: pass_time(data, graph, seconds, backward=True))
-
-
-def pass_time(data, graph, seconds, backward=False):
-    """The median time of forward passes, or of backward passes."""
-    forward, times, end = data.forward(graph), [], time.perf_counter() + seconds
-    measure = measure_for(data.X.device)
-    while not times or time.perf_counter() < end:
-        data.clear()
-        Y = forward() if backward else None
-        times.append(measure((lambda Y=Y: Y.backward(data.G)) if backward else forward))
-    return median(times)
 
 
 def timed_together(data, graphs, rounds=60):

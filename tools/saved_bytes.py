@@ -11,10 +11,9 @@ forward are measured once. Exits with 1 if any graph saves more than PEFT's laye
 
 from __future__ import annotations
 
-from weakref import WeakSet
-
 import torch
 from common.arguments import choice_of, parsed, parser_for, temporary_cache
+from common.memory import kept_bytes
 from common.models import one_layer
 from common.regimes import Regime
 from common.results import write
@@ -47,46 +46,20 @@ REGIMES = (
 )
 
 
-class Held:
-    """A tensor saved by autograd; it is freed when autograd frees it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
-def kept_bytes(model, X, context):
-    """Bytes that autograd saves in one forward, without the parameters."""
-    held = WeakSet()
-
-    def keep(tensor):
-        it = Held(tensor)
-        held.add(it)
-        return it
-
-    with context, torch.autograd.graph.saved_tensors_hooks(keep, lambda it: it.tensor):
-        Y = model(X)
-    storages = [it.tensor.untyped_storage() for it in held]
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    for parameter in model.parameters():
-        sizes.pop(parameter.untyped_storage().data_ptr(), None)
-    del Y  # until here it holds the graph, and the graph what is counted
-    return sum(sizes.values())
-
-
 def measure(name, tokens, in_features, out_features, rank):
     """One regime: PEFT's layer, the default choice, and every valid graph."""
     regime = Regime.of(name)
     context = regime.context()
     model = one_layer(regime, in_features, out_features, rank)
     X = torch.randn(1, tokens, in_features, dtype=regime.base, requires_grad=True)
-    theirs = kept_bytes(model, X, context)
+    theirs = kept_bytes(lambda: model(X), model.parameters(), context)
     autolora.accelerate(model, compute_dtype=regime.compute)
     (layer,) = adapted_layers(model)
     problem = layer.problem(tokens, autocast=regime.autocast_dtype)
 
     def run(chooser):
         pin(model, chooser)
-        kept = kept_bytes(model, X, context)
+        kept = kept_bytes(lambda: model(X), model.parameters(), context)
         (choice,) = layer.state.choices.values()
         if choice.problem != problem or choice.executable is None:
             raise SystemExit(f"{name}: {choice.problem} ran PEFT's path: {choice.detail}")
