@@ -152,7 +152,8 @@ def bench(row, depth, batch, options, device):
     model.requires_grad_(False)
     floor = bare(sharing(model))
     dtype = getattr(torch, row.dtype)
-    plain = adapted(model, row.rank, dtype)
+    head = {} if row.vocabulary else {"exclude_modules": ["classifier"]}
+    plain = adapted(model, row.rank, dtype, **head)
     models = {"peft": plain, "autolora": sharing(plain), "flops": sharing(plain), "bare": floor}
     if options.compiled:
         models |= {key: sharing(floor if key[:4] == "bare" else plain) for key in COMPILED}
@@ -203,7 +204,7 @@ def bench(row, depth, batch, options, device):
         "model": row.model,
         "dtype": row.dtype,
         "rank": row.rank,
-        "length": options.length or row.length,
+        "length": (row.vocabulary and options.length) or row.length,
         "batch": batch,
         "depth": depth,
         "of_blocks": row.blocks,
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--depth", type=int, help="blocks; all on a GPU, 2 on the CPU")
     parser.add_argument("--batch", type=int, default=8 if on_gpu else 1)
-    parser.add_argument("--length", type=int, help="tokens, instead of the paper's")
+    parser.add_argument("--length", type=int, help="of a text in tokens, instead of the paper's")
     parser.add_argument("--effort", default="normal", help="of autolora.tune")
     parser.add_argument("--compiled", action="store_true", help="compiled models as well")
     options = parsed(parser)
