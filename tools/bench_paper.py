@@ -208,7 +208,7 @@ def bench(row, depth, batch, options, device):
         "batch": batch,
         "depth": depth,
         "of_blocks": row.blocks,
-        "paper_saved": row.paper / 100,
+        "paper_saved": round(row.paper / 100, 4),
         "ways": {key: found[key] | figures(key) for key in models},
         "graphs": {
             key: {str(each.problem): {"chosen": each.winner, "by_flops": each.flops_choice}
