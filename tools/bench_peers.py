@@ -268,13 +268,13 @@ def rows_of(subject, shape, regime, rank, options, device):
         made = Layer(Regime.of(regime), (options.tokens or tokens, *sizes), device)
     else:
         made = Model(Regime.of(regime), options.tokens or 2048, device)
-    absent = {way: PEERS[way] for way in options.way if way in PEERS and not PEERS[way].is_here}
-    skipped = {*absent, *(() if subject == "model" else ["autolora, siblings"])}
-    skipped |= {way for way in options.way if way in PEERS and why_not(PEERS[way], device)}
+    barred = {way: why_not(PEERS[way], device) for way in options.way if way in PEERS}
+    apart = [way for way, reason in barred.items() if reason or not PEERS[way].is_here]
+    skipped = {*apart, *(() if subject == "model" else ["autolora, siblings"])}
     rows = bench(made, regime, rank, [w for w in options.way if w not in skipped], options, device)
-    for way, peer in absent.items():
+    for way in apart:
         row = {"subject": made.name, "regime": regime, "rank": rank, "way": way}
-        reason = why_not(peer, device) or ("" if options.environments else "is not installed")
+        reason = barred[way] or ("" if options.environments else "is not installed")
         try:
             if not reason:
                 _, found = elsewhere(way, subject, shape, regime, rank, options)
