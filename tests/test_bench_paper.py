@@ -20,13 +20,13 @@ def test_a_row_is_timed_in_every_way(tool, monkeypatch, tmp_path, capsys):
     tiny = replace(tool.ROWS[2], dtype="float32", rank=4, sizes=sizes, vocabulary=512)
     monkeypatch.setattr(tool, "ROWS", [tiny])
     path = tmp_path / "paper.json"
-    options = ["--depth", "2", "--batch", "1", "--length", "8", "--rounds", "2"]
+    options = ["--depth", "1", "--batch", "1", "--length", "8", "--rounds", "2"]
     monkeypatch.setattr(
         sys, "argv", ["bench_paper.py", *options, "--effort", "quick", "--json", str(path)]
     )
     tool.main()
     (row,) = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    assert (row["depth"], row["of_blocks"], row["paper_saved"]) == (2, 24, 0.1781)
+    assert (row["depth"], row["of_blocks"], row["paper_saved"]) == (1, 24, 0.1781)
     ways = row["ways"]
     assert list(ways) == ["peft", "autolora", "flops", "bare"]
     assert ways["peft"]["saved"] == ways["peft"]["overhead_removed"] == 0
@@ -36,7 +36,7 @@ def test_a_row_is_timed_in_every_way(tool, monkeypatch, tmp_path, capsys):
         assert 0 < ways[way]["saved_bytes"] <= ways["peft"]["saved_bytes"]
     assert all(each["chosen"] and each["by_flops"] for each in row["graphs"]["autolora"].values())
     told = capsys.readouterr().out
-    assert "2 of 24 blocks (depth cut)" in told
+    assert "1 of 24 blocks (depth cut)" in told
     assert "17.81%" in told
 
 

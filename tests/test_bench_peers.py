@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 
@@ -81,7 +82,15 @@ def test_a_layer_is_timed_in_every_way(tool, monkeypatch, tmp_path, capsys):
     assert "computes something else" in capsys.readouterr().out
 
 
+def tiny_llama(batch, length):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+    counts = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **counts))
+    return model, [torch.randint(0, 64, (batch, length))]
+
+
 def test_a_model_is_timed_with_siblings(tool, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "llama", tiny_llama)
     options = ["--subject", "model", "--tokens", "8", "--way", "autolora", "autolora, siblings"]
     rows = rows_of(tool, monkeypatch, tmp_path, *options, "right", "bare")
     assert list(rows) == ["PEFT", "autolora", "autolora, siblings", "right", "bare"]
