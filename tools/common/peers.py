@@ -202,7 +202,7 @@ def environment(folder, peer):
 def _succeed(command):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if "rror" in line]
+        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
         raise Missing(said[-1] if said else f"exit code {done.returncode}")
 
 
