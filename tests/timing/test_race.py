@@ -177,10 +177,10 @@ def test_whatever_disturbs_the_machine_the_winner_is_nearly_the_fastest(disturba
     truth = {"reference": 100, **rivals}
     chosen = [
         truth[Machine(truth, seed=seed, **DISTURBANCES[disturbance]).at_effort("normal", 1).winner]
-        for seed in range(50)
+        for seed in range(100)
     ]
     assert max(chosen) <= 100  # never slower than the reference
-    assert sum(time <= 1.02 * min(truth.values()) for time in chosen) >= 49
+    assert sum(time <= 1.02 * min(truth.values()) for time in chosen) >= 99
 
 
 def test_a_machine_too_noisy_to_tell_is_said_to_be():
