@@ -29,8 +29,8 @@ import torch
 from common.results import RESULTS, ROOT, command, commit, machine
 
 from autolora.cli.arguments import seconds
-from autolora.cli.output.figures import wait
 from autolora.timing import conditions
+from autolora.units import wait
 
 
 class Benchmark(NamedTuple):
@@ -79,7 +79,10 @@ BENCHMARKS = [
         f"bench_compiled.py --model smollm2 --blocks --regime {AUTOCAST} --rounds 21",
         15,
     ),
+    Benchmark("paper", "bench_paper.py", 20),
+    Benchmark("peers", "bench_peers.py", 20),
     Benchmark("faults", "fault_bench.py", 8),
+    Benchmark("scaling", "bench_scaling.py", 3),
     Benchmark(
         "experts_eager", "bench_experts.py --implementation eager --case 0 1 --rounds 12", 12
     ),

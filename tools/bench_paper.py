@@ -33,7 +33,7 @@ from common.timing import interleaved
 import autolora
 from autolora.graphs.unmeasured import flops_graph
 from autolora.nn.choosing import pin
-from autolora.timing.clock import measure_for, peak_memory
+from autolora.timing.clock import measure_for
 
 MIB = 2**20
 COMPILED = ("peft compiled", "autolora compiled", "bare compiled")
@@ -184,8 +184,7 @@ def bench(row, depth, batch, options, device):
     for key, each in models.items():
         clear(key)
         kept[key] = kept_bytes(lambda each=each: each(**inputs).loss, each.parameters())
-        peak = partial(peak_memory, device=device) if device.type == "cuda" else peak_bytes
-        peaks[key] = peak(runs[key])
+        peaks[key] = peak_bytes(runs[key], device)
     ms = {key: median(taken) / 1e6 for key, taken in times.items()}
 
     def figures(key):

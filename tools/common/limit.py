@@ -17,7 +17,7 @@ import torch
 
 from autolora.graphs.contraction import Contraction
 from autolora.graphs.graph import moved_bytes
-from autolora.graphs.operators import onednn
+from autolora.graphs.operators import onednn, slow_dtypes
 from autolora.graphs.source import lines, statement
 from autolora.graphs.tensors import run_dtype, sizes_of
 from autolora.graphs.unmeasured import untransposed_costs
@@ -51,7 +51,8 @@ class Speeds:
         rates = {}
         for dtype in dtypes:
             made = torch.randn(2, size, size, device=device).to(getattr(torch, dtype))
-            runs = [partial(torch.mm, *made)]
+            slow = device.type == "cpu" and dtype in slow_dtypes()  # torch.mm would take minutes
+            runs = [partial(in_float32, *made)] if slow else [partial(torch.mm, *made)]
             if device.type == "cpu" and dtype == "float32":
                 runs.append(partial(onednn, *made))
             rates[dtype] = 2 * size**3 / min(measure(run) for run in runs for _ in range(5))
@@ -62,6 +63,11 @@ class Speeds:
     def limit_ns(self, flops, moved, dtype):
         """The least time of FLOPs in a dtype and of the bytes that they read and write."""
         return max(flops / self.flops_per_ns[dtype] if flops else 0.0, moved / self.bytes_per_ns)
+
+
+def in_float32(left, right):
+    """A product of 16-bit matrices as graphs compute it where the processor is slow in them."""
+    return onednn(left.float(), right.float()).to(left.dtype)
 
 
 def least_ns(problem, speeds):

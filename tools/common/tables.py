@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from statistics import fmean, geometric_mean, median, stdev
 
-MIB = 2**20
-_WORDS = {
-    "compute_dtype": "`compute_dtype=torch.bfloat16`",
-    "dropout": "dropout 0.1",
-    "nf4": "NF4",
-}
+from common.cells import MIB, grouped, quartiles, regime, slashed, times
+from common.comparisons import paper, peers
 
 
 def layers(rows):
     """One line for each regime: means and worst cases over shapes and ranks."""
     yield ["regime", "speed-up over PEFT", "worst case", "bare", "over the choice by FLOPs"]
-    for name, these in _grouped(rows, "regime").items():
+    for name, these in grouped(rows, "regime").items():
         speedups, over = ([row[key] for row in these] for key in ("speedup", "over_flops"))
         bare = geometric_mean(row["ms"]["peft"] / row["ms"]["floor"] for row in these)
         means = (geometric_mean(speedups), min(speedups), bare, geometric_mean(over))
-        first, *others = map(_times, means)
-        yield [_regime(name), f"**{first}**", *others]
+        first, *others = map(times, means)
+        yield [regime(name), f"**{first}**", *others]
 
 
 def models(rows):
@@ -35,10 +31,10 @@ def models(rows):
         found = row["samples"]
         yield [
             f"{row['model']}, {row['tokens']} tokens, rank {row['rank']}",
-            _regime(row["regime"]),
-            _quartiles(found["autolora"]["over peft"]),
+            regime(row["regime"]),
+            quartiles(found["autolora"]["over peft"]),
             f"{row['overhead_removed']:.0%}",
-            _quartiles(found["floor"]["over peft"]),
+            quartiles(found["floor"]["over peft"]),
             f"{row['largest_difference']:.1e}",
         ]
 
@@ -53,21 +49,21 @@ def compiled(rows):
     }
     yield ["model", "regime", *shown.values()]
     for row in rows:
-        found = (_quartiles(row["samples"][key]["over peft compiled"]) for key in shown)
-        yield [row["model"], _regime(row["regime"]), *found]
+        found = (quartiles(row["samples"][key]["over peft compiled"]) for key in shown)
+        yield [row["model"], regime(row["regime"]), *found]
 
 
 def siblings(rows):
     """One line for each shape; a column for each regime, with a figure for each rank."""
     ranks = sorted({row["rank"] for row in rows})
     rows = [{**row, "column": (row["compiled"], row["regime"])} for row in rows]
-    columns = list(_grouped(rows, "column"))
-    titles = [f"{'compiled, ' * compiled}{_regime(name)}" for compiled, name in columns]
-    yield [f"X → siblings, ranks {_slashed(ranks)}", *titles]
-    for shape, these in _grouped(rows, "tokens", "in", "outs").items():
+    columns = list(grouped(rows, "column"))
+    titles = [f"{'compiled, ' * compiled}{regime(name)}" for compiled, name in columns]
+    yield [f"X → siblings, ranks {slashed(ranks)}", *titles]
+    for shape, these in grouped(rows, "tokens", "in", "outs").items():
         tokens, in_features, outs = shape
         found = {(row["column"], row["rank"]): f"{row['over_apart']:.2f}" for row in these}
-        cells = (_slashed(found.get((each, rank), "–") for rank in ranks) for each in columns)
+        cells = (slashed(found.get((each, rank), "–") for rank in ranks) for each in columns)
         yield [f"{tokens} × {in_features} → {', '.join(map(str, outs))}", *cells]
 
 
@@ -81,14 +77,14 @@ def siblings_models(rows):
             found["siblings"]["over peft"],
             found["bare"]["over peft"],
         )
-        yield [row["model"], _regime(row["regime"]), str(row["rank"]), *map(_quartiles, ratios)]
+        yield [row["model"], regime(row["regime"]), str(row["rank"]), *map(quartiles, ratios)]
 
 
 def experts(rows):
     """One line for each case; a column for each regime, with the module without adapters."""
 
     def ratios(row):
-        return f"{_times(row['over_peft'])} ({_times(row['bare_over_peft'])})"
+        return f"{times(row['over_peft'])} ({times(row['bare_over_peft'])})"
 
     return _experts(rows, ratios)
 
@@ -105,10 +101,10 @@ def experts_memory(rows):
 
 def _experts(rows, cell):
     several = len({row["implementation"] for row in rows}) > 1
-    columns = list(_grouped(rows, "regime", "implementation"))
-    titles = [f"{_regime(name)}{f', {by}' * several}" for name, by in columns]
+    columns = list(grouped(rows, "regime", "implementation"))
+    titles = [f"{regime(name)}{f', {by}' * several}" for name, by in columns]
     yield ["experts, top-k, hidden/inner, tokens, rank", *titles]
-    for case, these in _grouped(rows, "case").items():
+    for case, these in grouped(rows, "case").items():
         number, top_k, hidden, inner, tokens, rank = case
         found = {(row["regime"], row["implementation"]): cell(row) for row in these}
         title = f"{number}, {top_k}, {hidden}/{inner}, {tokens}, {rank}"
@@ -120,16 +116,16 @@ def experts_models(rows):
     yield ["model", "regime", "step over PEFT (quartiles)", "without adapters", "losses differ"]
     for row in rows:
         pairs = zip(*row["losses"].values(), strict=True)
-        found = (_quartiles(row["samples"][key]["over peft"]) for key in ("autolora", "bare"))
+        found = (quartiles(row["samples"][key]["over peft"]) for key in ("autolora", "bare"))
         apart = max(abs(one - other) for one, other in pairs)
-        yield [row["model"], _regime(row["regime"]), *found, f"{apart:.1e}"]
+        yield [row["model"], regime(row["regime"]), *found, f"{apart:.1e}"]
 
 
 def experts_regret(rows):
     """One line for each problem."""
     yield ["problem", "regret", "graphs", "over PEFT", "tuned in"]
     for row in rows:
-        counts = (f"{row['graphs']}", _times(row["over_peft"]), f"{row['tuning_s']:.0f} s")
+        counts = (f"{row['graphs']}", times(row["over_peft"]), f"{row['tuning_s']:.0f} s")
         yield [row["problem"], f"{row['regret']:.3f}", *counts]
 
 
@@ -140,10 +136,10 @@ def run(rows):
     for row in rows:
         if "ways" in row:
             alone, launched, line = row["ways"].values()
-            ratios = (_times(alone["step_s"] / way["step_s"]) for way in (launched, line))
+            ratios = (times(alone["step_s"] / way["step_s"]) for way in (launched, line))
             peaks = (f"{way['peak_mib']:,.0f}" for way in (alone, launched))
             apart = max(way["largest_difference"] for way in (launched, line))
-            yield [_regime(row["regime"]), *ratios, f"{' → '.join(peaks)} MiB", f"{apart:.1e}"]
+            yield [regime(row["regime"]), *ratios, f"{' → '.join(peaks)} MiB", f"{apart:.1e}"]
 
 
 def tuner(rows):
@@ -178,7 +174,7 @@ def finetune(rows):
     """One line for each dtype and dropout: mean ± standard deviation over the seeds."""
     titles = ["final loss, PEFT", "autolora", "held-out accuracy, PEFT", "autolora", "step"]
     yield ["", *titles]
-    groups = _grouped(rows, "dtype", "compute_dtype", "dropout")
+    groups = grouped(rows, "dtype", "compute_dtype", "dropout")
     for (dtype, compute, dropout), these in groups.items():
         values = [
             [row[key][name] for row in these]
@@ -188,7 +184,7 @@ def finetune(rows):
         spreads = (stdev(each) if len(each) > 1 else 0.0 for each in values)
         means = [f"{fmean(v):.3f} ± {s:.3f}" for v, s in zip(values, spreads, strict=True)]
         title = f"{dtype}{', compute_dtype' * bool(compute)}, dropout {dropout:g}"
-        yield [_regime(title), *means, _times(fmean(row["speedup"] for row in these))]
+        yield [regime(title), *means, times(fmean(row["speedup"] for row in these))]
 
 
 def saved_bytes(rows):
@@ -196,14 +192,14 @@ def saved_bytes(rows):
     yield ["regime", "PEFT", "untuned", '`objective="memory"`']
     for row in rows:
         found = (row[key]["bytes"] / MIB for key in ("peft", "default", "leanest"))
-        yield [_regime(row["regime"]), *(f"{each:.2f}" for each in found)]
+        yield [regime(row["regime"]), *(f"{each:.2f}" for each in found)]
 
 
 def adapter_gain(rows):
     """One line for each dtype and size of the adapter: the gain of Y along each graph."""
-    routes = list(_grouped(rows, "route"))
+    routes = list(grouped(rows, "route"))
     yield ["dtype", "‖s·BA‖/‖W‖", *(f"`{each}`" for each in routes)]
-    for (dtype, size), these in _grouped(rows, "dtype", "size").items():
+    for (dtype, size), these in grouped(rows, "dtype", "size").items():
         found = {row["route"]: f"{row['gain_Y']:.3f}" for row in these}
         yield [dtype, f"{size:.0e}".replace("e-0", "e-"), *(found[each] for each in routes)]
 
@@ -216,7 +212,7 @@ def dispatch(rows):
     for name, us in found["dispatch_us"].items():
         yield [f"look-up and dispatch on a hit, {name}", f"{us['least']:.1f} µs a call"]
     over = tiny["samples"]["autolora"]["over peft"]
-    yield ["1 token, 64→64, forward + backward, over PEFT (quartiles)", _quartiles(over)]
+    yield ["1 token, 64→64, forward + backward, over PEFT (quartiles)", quartiles(over)]
     yield ["`import autolora` adds to `import torch`", f"{added['median']:.0f} ms"]
 
 
@@ -227,36 +223,22 @@ def faults(rows):
         yield [row["demanded"], f"{row['found']}{'' if row['met'] else ' (**not met**)'}"]
 
 
-def _grouped(rows, *keys):
-    """Rows by the values of one key or several, in their order."""
-    found = {}
+def scaling(rows):
+    """One line for each number of records."""
+    looks = ["opening and the first look-up", "another look-up", "one again"]
+    yield ["records", "file", *looks, "memory", "publishing one", "the first of a process"]
     for row in rows:
-        values = tuple(_hashable(row[key]) for key in keys)
-        found.setdefault(values if len(keys) > 1 else values[0], []).append(row)
-    return found
-
-
-def _hashable(value):
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _regime(name):
-    """A regime in the words of the documents."""
-    return ", ".join(_WORDS.get(word, word) for word in name.split(", "))
-
-
-def _times(ratio):
-    return f"{ratio:.2f}x"
-
-
-def _quartiles(sample):
-    """The median of paired ratios with the quartiles."""
-    low, high = sample["quartiles"]
-    return f"{_times(sample['median'])} ({low:.2f} to {high:.2f})"
-
-
-def _slashed(values):
-    return " / ".join(map(str, values))
+        if "records" in row:
+            yield [
+                f"{row['records']:,}",
+                f"{row['bytes'] / 1e6:.2f} MB",
+                f"{row['open_ms']:.1f} ms",
+                f"{row['other_us']:.0f} µs",
+                f"{row['again_us']:.0f} µs",
+                f"{row['memory_bytes'] / 1e6:.1f} MB",
+                f"{row['publish_ms']:.1f} ms",
+                f"{row['publish_first_ms']:.0f} ms",
+            ]
 
 
 # what a document calls a table → the function that makes it, and the benchmarks that it shows
@@ -279,4 +261,7 @@ TABLES = {
     "adapter_gain": (adapter_gain, "adapter_gain"),
     "dispatch": (dispatch, "dispatch"),
     "faults": (faults, "faults"),
+    "paper": (paper, "paper"),
+    "peers": (peers, "peers"),
+    "scaling": (scaling, "scaling"),
 }
