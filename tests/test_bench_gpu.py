@@ -44,7 +44,7 @@ def test_each_part_leaves_its_figures_and_how_it_ended(tmp_path):
     assert {ended[part]["ended"] for part in parts} == {"finished"}, (ended, logs)
     for part in parts[1:]:
         found = json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8"))
-        assert found["results"]
+        assert found["rows"]
     assert (ended["bad"]["ended"], ended["long"]["ended"]) == ("failed", "skipped")
     assert "No such file" in ended["bad"]["why"]
     assert "of the budget" in ended["long"]["why"]

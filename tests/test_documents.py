@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -154,7 +155,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder with what the commands of the documents name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("package", "path/to", "shared"):
+    for name in ("package", "path/to", "shared/bucket"):
         Path(name).mkdir(parents=True)
     config = json.dumps(LlamaConfig(**CONFIG).to_dict())
     Path("path/to/config.json").write_text(config, encoding="utf-8")
@@ -186,7 +187,9 @@ def test_the_commands_run(page, workplace, monkeypatch):
         words = shlex.split(command.replace("/shared/", f"{workplace}/shared/"))
         if only_parsed(command):
             continue
-        if words[0] == "export":
+        if words[0] == "cp":
+            shutil.copy(*words[1:])
+        elif words[0] == "export":
             monkeypatch.setenv(*words[1].split("="))
         elif words[:2] == ["autolora", "run"]:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}

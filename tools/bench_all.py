@@ -87,6 +87,11 @@ BENCHMARKS = [
         "experts_eager", "bench_experts.py --implementation eager --case 0 1 --rounds 12", 12
     ),
     Benchmark("experts_regret", "regret_experts.py", 40),
+    Benchmark(
+        "layers_bfloat16",
+        f"bench_layer.py --regime bfloat16 {MIXED} --rank 16 --shape 0 --rounds 7",
+        6,
+    ),
     Benchmark("tuner_counts", "bench_tuner.py --tokens 128:1024 --counts 40", 20),
     Benchmark("siblings_compiled", f"bench_siblings.py --compiled --regime {OF_MODELS}", 60),
 ]

@@ -64,19 +64,6 @@ def _operator() -> Any:
     return operator if torch.equal(made, left @ right.t()) else None
 
 
-@lru_cache(maxsize=1)
-def slow_dtypes() -> frozenset[str]:
-    """The 16-bit dtypes whose products on this CPU torch computes without oneDNN."""
-    try:
-        fast = {
-            "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-            "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-        }
-    except (AttributeError, RuntimeError):  # a build without oneDNN has nothing to offer instead
-        return frozenset()
-    return frozenset(dtype for dtype, supported in fast.items() if not supported)
-
-
 def quant_state_of(layer: Any) -> Any:
     """The state of a layer's 4-bit weight, None if it has none; of sharded weights the layer's."""
     state = getattr(layer._parameters["weight"], "quant_state", None)

@@ -12,8 +12,7 @@ from autolora.graphs import backward, baseline, forward
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import SAVEABLE, Graph
-from autolora.graphs.operators import slow_dtypes
-from autolora.graphs.tensors import at_size_one, is_narrow, run_dtype
+from autolora.graphs.tensors import at_size_one, is_narrow, run_dtype, slow_dtypes
 from autolora.problem import COMPILED, GRADIENTS, Problem
 
 # Sizes of the caches: of problems, of problems whatever their tokens, and of problems at size one.

@@ -22,6 +22,21 @@ def is_narrow(dtype: str) -> bool:
     return dtype in ("bfloat16", "float16")
 
 
+@lru_cache(maxsize=1)
+def slow_dtypes() -> frozenset[str]:
+    """The 16-bit dtypes whose products on this CPU torch computes without oneDNN."""
+    import torch  # takes seconds, and readers of cache files do not need it
+
+    try:
+        fast = {
+            "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+            "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+        }
+    except (AttributeError, RuntimeError):  # a build without oneDNN has nothing to offer instead
+        return frozenset()
+    return frozenset(dtype for dtype, supported in fast.items() if not supported)
+
+
 def sees_a_copy(problem: Problem) -> bool:
     """Whether the input of the adapter is D, a tensor of its own, instead of X.
 

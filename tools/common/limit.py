@@ -17,9 +17,9 @@ import torch
 
 from autolora.graphs.contraction import Contraction
 from autolora.graphs.graph import moved_bytes
-from autolora.graphs.operators import onednn, slow_dtypes
+from autolora.graphs.operators import onednn
 from autolora.graphs.source import lines, statement
-from autolora.graphs.tensors import run_dtype, sizes_of
+from autolora.graphs.tensors import run_dtype, sizes_of, slow_dtypes
 from autolora.graphs.unmeasured import untransposed_costs
 from autolora.timing.clock import measure_for
 from autolora.timing.data import DROPOUT, SCALING

@@ -76,12 +76,12 @@ def samples(times, *bases):
 
     Args:
         times: name → nanoseconds, one per round.
-        bases: names of what the others are compared with.
+        bases: names of what the others are compared with, where they are among these.
     """
     return {
         name: {"ms": sample([each / 1e6 for each in taken])}
         | {f"over {base}": sample([b / t for b, t in zip(times[base], taken, strict=True)])
-           for base in bases if base != name}
+           for base in bases if base in times and base != name}
         for name, taken in times.items()
     }  # fmt: skip
 

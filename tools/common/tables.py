@@ -244,6 +244,7 @@ def scaling(rows):
 # what a document calls a table → the function that makes it, and the benchmarks that it shows
 TABLES = {
     "layers": (layers, "layers"),
+    "layers_bfloat16": (layers, "layers_bfloat16"),
     "models": (models, "models"),
     "compiled": (compiled, "compiled", "compiled_smollm2"),
     "siblings": (siblings, "siblings", "siblings_compiled"),

@@ -31,8 +31,7 @@ from autolora.graphs.contraction import (
     size_of,
 )
 from autolora.graphs.graph import PARAMETERS, Graph
-from autolora.graphs.operators import slow_dtypes
-from autolora.graphs.tensors import is_narrow, sizes_of, width
+from autolora.graphs.tensors import is_narrow, sizes_of, slow_dtypes, width
 from autolora.problem import Experts
 
 LOOPS = (LOOP, TURNED, ONEDNN) = ("loop", "turned", "onednn")

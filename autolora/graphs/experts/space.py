@@ -23,9 +23,8 @@ from autolora.graphs.experts.graph import (
     product_name,
 )
 from autolora.graphs.graph import Graph
-from autolora.graphs.operators import slow_dtypes
 from autolora.graphs.space import graphs_by_saved
-from autolora.graphs.tensors import at_size_one
+from autolora.graphs.tensors import at_size_one, slow_dtypes
 from autolora.graphs.unmeasured import FLOPS_PER_BYTE
 from autolora.objective import Objective, over_limit
 from autolora.problem import Experts, Problem
