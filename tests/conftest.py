@@ -2,6 +2,7 @@ import gc
 import logging
 import os
 import sys
+from collections import Counter
 
 # Before any library of the hub is imported: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +26,12 @@ settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that are marked so run where there is a CUDA device."""
+    """Skips what needs a CUDA device where there is none, and puts files of few tests first.
+
+    These are the ones whose tests take long: no process should be left alone with one at the end.
+    """
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +19,10 @@ from autolora.errors import AutoloraError
 from autolora.problem import BaseProblem
 from autolora.timing.clock import measure_for
 
+logger = logging.getLogger("autolora")
+
 _LOOK_SECONDS = 2.0  # to wait for a lock before checking whether another one is used
+_LOOKS = 5  # until a waiting user is told
 # keys of the devices that this context has locked
 _held: ContextVar[frozenset[str]] = ContextVar("held", default=frozenset())
 _waiting: list[str] = []
@@ -107,6 +111,7 @@ def pass_over(key: str) -> None:
 def _locked(key: str, give_up: Callable[[], bool]) -> FileLock | None:
     user = os.getuid() if hasattr(os, "getuid") else 0
     _waiting.append(key)
+    looks = 0
     try:
         while not give_up():
             number = _passed.get(key, 0)
@@ -115,6 +120,9 @@ def _locked(key: str, give_up: Callable[[], bool]) -> FileLock | None:
             try:
                 lock.acquire(timeout=_LOOK_SECONDS)
             except Timeout:
+                looks += 1
+                if looks == _LOOKS:
+                    logger.warning("autolora: waiting while another process measures on %s", key)
                 continue  # another lock may be used by now
             return lock
         return None

@@ -515,6 +515,13 @@ def test_a_turn_excludes_other_processes_and_is_reentrant(turns):
     assert is_free(turns)
 
 
+def test_a_long_wait_is_said_once(turns, caplog):
+    looks = iter([False] * 3 * device._LOOKS)
+    with FileLock(turns), turn_on(PLACE, lambda: next(looks, True)):
+        pass
+    assert caplog.text.count("waiting while another process measures on cpu") == 1
+
+
 def waiting_thread():
     """A thread that waits for its turn, and what is set once it has that."""
     entered = threading.Event()
