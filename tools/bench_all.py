@@ -86,6 +86,11 @@ BENCHMARKS = [
     Benchmark(
         "experts_eager", "bench_experts.py --implementation eager --case 0 1 --rounds 12", 12
     ),
+    Benchmark(
+        "experts_batched",
+        "bench_experts.py --implementation batched_mm --regime float32 --case 0 --rounds 5",
+        4,
+    ),
     Benchmark("experts_regret", "regret_experts.py", 40),
     Benchmark(
         "layers_bfloat16",

@@ -251,7 +251,7 @@ TABLES = {
     "siblings_models": (siblings_models, "siblings_models"),
     "experts": (experts, "experts"),
     "experts_memory": (experts_memory, "experts"),
-    "experts_eager": (experts, "experts_eager"),
+    "experts_others": (experts, "experts_eager", "experts_batched"),
     "experts_models": (experts_models, "experts_models"),
     "experts_regret": (experts_regret, "experts_regret"),
     "run": (run, "run"),
