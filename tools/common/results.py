@@ -100,16 +100,17 @@ def machine(device="cpu"):
 
 
 def command(words):
-    """A command line from the root of the checkout, without the file that it writes to.
+    """A command line from the root of the checkout, without the paths that it writes to.
 
     >>> command(["tools/bench_layer.py", "--json", "x.json", "--rank", "8"])
     'python tools/bench_layer.py --rank 8'
     """
     tool, *rest = words
-    if "--json" in rest:
-        at = rest.index("--json")
-        del rest[at : at + 2]
-    rest = [word for word in rest if not word.startswith("--json=")]
+    for option in ("--json", "--environments"):
+        if option in rest:
+            at = rest.index(option)
+            del rest[at : at + 2]
+        rest = [word for word in rest if not word.startswith(f"{option}=")]
     return shlex.join(["python", f"tools/{Path(tool).name}", *rest])
 
 
