@@ -1,6 +1,6 @@
 """Results beside the cache: those of the benchmarks, and which layers a model has.
 
-A benchmark's file has ``command`` and ``results``, as tools write with ``--json``. A file with
+A benchmark's file has ``command`` and ``rows``, as tools write with ``--json``. A file with
 ``layers``, as ``autolora explain --json`` and ``autolora run --report-json`` write, says how often
 a step of a model poses each problem.
 """
@@ -49,7 +49,7 @@ def read_results(path: Path) -> Results:
     """Reads a file of results.
 
     Raises:
-        AutoloraError: it cannot be read, or holds neither results nor layers.
+        AutoloraError: it cannot be read, or holds neither rows nor layers.
     """
     try:
         with path.open("rb") as file:
@@ -66,14 +66,14 @@ def _results(name: str, document: Any) -> Results:
     found = document if isinstance(document, dict) else {}
     if isinstance(found.get("layers"), list):
         return Results(name, layers=_layers(found["layers"]), usage=str(found.get("usage", "")))
-    if "results" not in found:
-        raise ValueError("it has neither 'results', as the tools write, nor 'layers'")
+    if "rows" not in found:
+        raise ValueError("it has neither 'rows', as the tools write, nor 'layers'")
     facts = {
         key: value if isinstance(value, str) else _pairs(value)
         for key in ("command", "date", "environment", "versions")
         if isinstance(value := found.get(key), str | dict)
     }
-    cases = list(_cases(found["results"]))
+    cases = list(_cases(found["rows"]))
     return Results(
         name,
         facts,

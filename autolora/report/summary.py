@@ -148,5 +148,5 @@ def _grouped(
         return record.environment.id, record.problem.mode
 
     for _, group in groupby(sorted(records, key=place), key=place):
-        first, *rest = group
-        yield (first.environment, first.problem.mode), [first, *rest]
+        every = list(group)
+        yield (every[0].environment, every[0].problem.mode), every

@@ -1,6 +1,7 @@
 """Results beside the cache: benchmarks, and the layers of models."""
 
 import json
+from pathlib import Path
 
 import pytest
 from records import make_problem
@@ -8,6 +9,8 @@ from records import make_problem
 from autolora.errors import AutoloraError
 from autolora.problem import Siblings
 from autolora.report.results import read_results
+
+MEASURED = sorted((Path(__file__).parents[2] / "tools/results").glob("*/*.json"))
 
 
 @pytest.fixture
@@ -22,10 +25,18 @@ def read(tmp_path):
 
 def test_the_cases_of_a_benchmark(read):
     case = {"regime": "float32", "ms": {"peft": 2.0, "floor": 1}, "over": {"peft": 1.5}, "n": [1]}
-    found = read({"command": "python x", "versions": {"torch": "2.13.0"}, "results": [case]})
+    found = read({"command": "python x", "versions": {"torch": "2.13.0"}, "rows": [case]})
     assert found.facts == {"command": "python x", "versions": "torch 2.13.0"}
     assert found.rows == [{"regime": "float32", "over peft": 1.5}]
     assert found.times == [{"peft": 2.0, "floor": 1.0}]
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_what_the_tools_have_written(path):
+    found = read_results(path)
+    assert found.rows
+    assert found.facts["command"].startswith("python tools/")
+    assert all(times["peft"] > 0 for times in found.times if times)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +51,12 @@ def test_the_cases_of_a_benchmark(read):
     ],
 )  # fmt: skip
 def test_results_of_any_shape(read, results, rows):
-    assert read({"results": results}).rows == rows
+    assert read({"rows": results}).rows == rows
 
 
 def test_times_that_are_none_are_left_out(read):
     times = b'{"a": Infinity, "b": NaN, "c": 0, "d": -1, "e": "x", "f": 2}'
-    assert read(b'{"results": [{"ms": ' + times + b"}]}").times == [{"f": 2.0}]
+    assert read(b'{"rows": [{"ms": ' + times + b"}]}").times == [{"f": 2.0}]
 
 
 def layer(name, problem, **others):
@@ -75,12 +86,12 @@ def test_siblings_count_once_for_all_of_them(read):
     ("data", "cause"),
     [
         (b"", "Expecting value"),
-        (b"[]", "neither 'results'"),
-        (b'{"a": 1}', "neither 'results'"),
+        (b"[]", "neither 'rows'"),
+        (b'{"a": 1}', "neither 'rows'"),
         (b"[" * 100_000, "recursion"),
         (b'{"layers": [1]}', "must have a problem"),
         (b'{"layers": [{"problem": {"kind": "\\u001b[2J"}}]}', "unknown kind of problem"),
-        (b'{"results": [{"ms": {"peft": 1' + b"0" * 400 + b"}}]}", "too large"),
+        (b'{"rows": [{"ms": {"peft": 1' + b"0" * 400 + b"}}]}", "too large"),
         (b"\xff\xfe\xfd", "decode"),
         (None, "No such file"),
     ],
