@@ -38,7 +38,7 @@ from autolora.cache.lookup.lookup import Lookup
 from autolora.capture.tokens import Tokens
 from autolora.environment import Environment
 from autolora.graphs.base import REFERENCE
-from autolora.graphs.space import find_graph, onednn_products, reference_graph, valid_graphs
+from autolora.graphs.space import find_graph, products_worth_onednn, reference_graph, valid_graphs
 from autolora.graphs.unmeasured import flops_graph
 from autolora.timing.accuracy import verdict
 from autolora.timing.clock import measure_for
@@ -176,7 +176,7 @@ def exhaustive(problem, times, hopeless=HOPELESS):
     measure = measure_for(data.X.device)
     rng = random.Random(0)
     graphs = [g for g in valid_graphs(problem).values() if g.forward != REFERENCE]
-    everywhere = [replace(g, onednn=onednn_products(g, problem)) for g in graphs]
+    everywhere = [replace(g, onednn=products_worth_onednn(g, problem)) for g in graphs]
     isolated = [p.graph for p in screen(graphs, data, measure, rng)]
     entered = list(dict.fromkeys([*graphs, *everywhere, *isolated]))
     rounds = max(2, times * len(graphs) // len(entered))
@@ -195,7 +195,7 @@ def exhaustive(problem, times, hopeless=HOPELESS):
     some = [
         replace(g, onednn=frozenset(chosen))
         for g in few
-        for chosen in subsets(onednn_products(g, problem))
+        for chosen in subsets(products_worth_onednn(g, problem))
     ]
     finalists = list(dict.fromkeys([*running[:BEST], *some]))
     samples = timed_together(data, {g: g for g in finalists}, rounds=8)

@@ -27,7 +27,7 @@ from autolora.graphs.contraction import (
 from autolora.graphs.dropout import dropout_mask, traced_dropout_mask
 from autolora.graphs.graph import Graph
 from autolora.graphs.operators import dequantize, onednn, traced_onednn
-from autolora.graphs.tensors import BYTES, at_size_one, is_narrow, run_dtype, tensor_dtype
+from autolora.graphs.tensors import BYTES, NARROW, at_size_one, run_dtype, tensor_dtype
 from autolora.problem import COMPILED, DTYPES, GRADIENTS, QUANTISED, Problem
 
 PARAMETERS = ("A", "B", "c", "M")  # of the adapter, stored in adapter_dtype
@@ -219,16 +219,16 @@ class Emitter:
         in_place = onto == step.out or (
             stem(onto) == "W" and only_reader and self.problem.layout in QUANTISED
         )
-        end = ".t()" * transposed + f".to(torch.{result_dtype})" * (dtype != result_dtype)
-        narrow = is_narrow(dtype)
-        if step.out in self.onednn and (narrow or stem(step.onto) in ("", "b")):
-            wide = ".float()" * narrow
+        wide = ".float()" * (dtype in NARROW)
+        by_onednn = step.out in self.onednn and bool(wide or stem(step.onto) in ("", "b"))
+        made = "float32" if by_onednn else dtype
+        end = ".t()" * transposed + f".to(torch.{result_dtype})" * (made != result_dtype)
+        if by_onednn:
             bias = f"{onto}{wide}" * (stem(onto) == "b")
-            b = f"{right}{'.t()' * (not second_transposed)}"
-            text = f"onednn({a}{wide}, {b}{wide}{f', {bias}' if bias and not step.scaled else ''})"
-            text += f".mul_({scaling})" * step.scaled + f".add_({bias})" * bool(bias and scale)
-            text += ".t()" * transposed
-            text += f".to(torch.{result_dtype})" * (narrow or dtype != result_dtype)
+            b = f"{right}{'.t()' * (not second_transposed)}{wide}"
+            text = f"onednn({a}{wide}, {b}{f', {bias}' if bias and not scale else ''})"
+            text += f".mul_({scaling})" * step.scaled
+            text += f".add_({bias})" * bool(bias and scale) + end
             if onto and not bias:
                 text = f"{onto}.add_({text})" if in_place else f"torch.add({onto}, {text})"
         elif not onto and scale:

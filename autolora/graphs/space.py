@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain, combinations, compress, product
@@ -12,7 +12,7 @@ from autolora.graphs import backward, baseline, forward
 from autolora.graphs.base import REFERENCE
 from autolora.graphs.contraction import THIN_PRODUCTS, Contraction
 from autolora.graphs.graph import SAVEABLE, Graph
-from autolora.graphs.tensors import at_size_one, is_narrow, run_dtype, slow_dtypes
+from autolora.graphs.tensors import NARROW, at_size_one, run_dtype, slow_dtypes
 from autolora.problem import COMPILED, GRADIENTS, Problem
 
 # Sizes of the caches: of problems, of problems whatever their tokens, and of problems at size one.
@@ -26,30 +26,30 @@ def onednn_products(graph: Graph, problem: Problem) -> frozenset[str]:
     On the CPU these are the ones in float32 that add onto nothing but the bias, and all in 16 bits,
     whose operands are converted.
     """
-    return frozenset(step.out for step, _ in _by_onednn(graph, problem))
+    return _in_float32(graph, problem, {"float32", *NARROW})
 
 
 def products_worth_onednn(graph: Graph, problem: Problem) -> frozenset[str]:
     """Those of them that are worth timing: in 16 bits where this CPU is slow in that dtype."""
-    in_float32 = (step.out for step, dtype in _by_onednn(graph, problem) if dtype == "float32")
-    return converted_products(graph, problem).union(in_float32)
+    return _in_float32(graph, problem, {"float32", *slow_dtypes()})
 
 
 def converted_products(graph: Graph, problem: Problem) -> frozenset[str]:
     """The products in a 16-bit dtype that this CPU is slow in."""
-    slow = slow_dtypes()
-    return frozenset(step.out for step, dtype in _by_onednn(graph, problem) if dtype in slow)
+    return _in_float32(graph, problem, slow_dtypes())
 
 
-def _by_onednn(graph: Graph, problem: Problem) -> Iterator[tuple[Contraction, str]]:
-    """The products that oneDNN could compute, with the dtypes that they are defined in."""
-    if problem.device != "cpu" or graph.forward == REFERENCE:
-        return
-    for step in graph.steps(problem):
-        if isinstance(step, Contraction):
-            dtype = run_dtype(step, problem)
-            if is_narrow(dtype) or (dtype == "float32" and step.onto in ("", "b")):
-                yield step, dtype
+def _in_float32(graph: Graph, problem: Problem, dtypes: Set[str]) -> frozenset[str]:
+    """The products that oneDNN could compute, of those that are defined in some dtypes."""
+    if problem.device != "cpu" or not dtypes:
+        return frozenset()
+    return frozenset(
+        step.out
+        for step in graph.steps(problem)
+        if isinstance(step, Contraction)
+        and (dtype := run_dtype(step, problem)) in dtypes
+        and (dtype in NARROW or step.onto in ("", "b"))
+    )
 
 
 def find_graph(name: str, problem: Problem) -> Graph | None:

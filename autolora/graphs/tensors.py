@@ -15,11 +15,7 @@ from autolora.graphs.contraction import (
 from autolora.problem import Problem
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
-
-
-def is_narrow(dtype: str) -> bool:
-    """Whether a dtype has 16 bits: products in it may be computed in float32, and rounded once."""
-    return dtype in ("bfloat16", "float16")
+NARROW = ("bfloat16", "float16")  # products in these may run in float32, and be rounded once
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from autolora.graphs.experts.graph import (
     ExpertsGraph,
     is_ragged,
 )
-from autolora.graphs.tensors import is_narrow
+from autolora.graphs.tensors import NARROW
 from autolora.problem import Experts
 
 _RESULTS = ("Y", "dX", "dA", "dB")
@@ -105,7 +105,7 @@ class Emitter:
         local = step.out in loop.local
         end = ".t()" * turned
         if executor == ONEDNN:
-            narrow = is_narrow(self.problem.dtype)
+            narrow = self.problem.dtype in NARROW
             wide = ".float()" * narrow
             fused = onto == "b" and not step.scaled
             left, rows = f"{a}{'.t()' * first_t}{wide}", f"{b}{'.t()' * (not second_t)}{wide}"

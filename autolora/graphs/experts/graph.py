@@ -31,7 +31,7 @@ from autolora.graphs.contraction import (
     size_of,
 )
 from autolora.graphs.graph import PARAMETERS, Graph
-from autolora.graphs.tensors import is_narrow, sizes_of, slow_dtypes, width
+from autolora.graphs.tensors import NARROW, sizes_of, slow_dtypes, width
 from autolora.problem import Experts
 
 LOOPS = (LOOP, TURNED, ONEDNN) = ("loop", "turned", "onednn")
@@ -171,7 +171,7 @@ def executors_for(step: Contraction, problem: Experts) -> tuple[str, ...]:
     if step.out in THIN_PRODUCTS:
         found.append(TURNED)
     wide = problem.dtype == "float32" and step.out in _WIDE and step.onto in ("", "b")
-    if problem.device == "cpu" and (wide or is_narrow(problem.dtype)):
+    if problem.device == "cpu" and (wide or problem.dtype in NARROW):
         found.append(ONEDNN)
     if "m" in step.axes:
         found.append(GROUPED)
@@ -181,7 +181,7 @@ def executors_for(step: Contraction, problem: Experts) -> tuple[str, ...]:
 def executors_worth_timing(step: Contraction, problem: Experts) -> tuple[str, ...]:
     """Those of them that may be fast: oneDNN in 16 bits where this CPU is slow in that dtype."""
     found = executors_for(step, problem)
-    if not is_narrow(problem.dtype) or problem.dtype in slow_dtypes():
+    if problem.dtype not in NARROW or problem.dtype in slow_dtypes():
         return found
     return tuple(executor for executor in found if executor != ONEDNN)
 
