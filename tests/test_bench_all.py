@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_up_clock import Clock
 
 TOOLS = Path(__file__).parents[1] / "tools"
 GOOD = "adapter_gain.py --shape 8 16 16 --rank 2 --draws 1 --size 0.1"
@@ -16,19 +17,6 @@ BAD = "adapter_gain.py --rank none"
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
     return importlib.import_module("bench_all")
-
-
-class Clock:
-    """A clock that moves when told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 def idle():
@@ -81,11 +69,11 @@ def test_results_count_for_their_command_and_commit(
 
 def made_up(tool, monkeypatch, taking):
     """Benchmarks that only move the clock; returns it, and the names of those that ran."""
-    clock, ran = Clock(), []
+    clock, ran = Clock(0.0), []
 
     def run(each, folder):
         ran.append(each.name)
-        clock.sleep(taking)
+        clock.pause(taking)
         return ""
 
     monkeypatch.setattr(tool, "run", run)
@@ -95,7 +83,7 @@ def made_up(tool, monkeypatch, taking):
 def test_nothing_starts_that_the_budget_does_not_hold(tool, tmp_path, monkeypatch, capsys):
     clock, ran, four = made_up(tool, monkeypatch, taking=40)
     four[1] = four[1]._replace(minutes=3)
-    missing = tool.run_all(four, tmp_path, 130, busy=idle, clock=clock, sleep=clock.sleep)
+    missing = tool.run_all(four, tmp_path, 130, busy=idle, clock=clock, sleep=clock.pause)
     assert ran == ["a", "c"]  # at 0 and 40; at 80 there are 50 s left
     assert missing == {
         "b": "the budget does not hold its 3 min",
@@ -107,7 +95,7 @@ def test_nothing_starts_that_the_budget_does_not_hold(tool, tmp_path, monkeypatc
 def test_nothing_starts_on_a_busy_machine(tool, tmp_path, monkeypatch):
     clock, ran, four = made_up(tool, monkeypatch, taking=40)
     with pytest.raises(SystemExit, match="other processes use much of the processors"):
-        tool.run_all(four, tmp_path, 1000, busy=lambda: True, clock=clock, sleep=clock.sleep)
+        tool.run_all(four, tmp_path, 1000, busy=lambda: True, clock=clock, sleep=clock.pause)
     assert ran == []
 
 
@@ -115,7 +103,7 @@ def test_it_waits_for_other_work_between_benchmarks(tool, tmp_path, monkeypatch,
     clock, ran, four = made_up(tool, monkeypatch, taking=40)
     loads = iter([False, False, True, True, False])  # at first, before a, then before b
     busy = lambda: next(loads, True)  # noqa: E731
-    missing = tool.run_all(four, tmp_path, 400, busy=busy, clock=clock, sleep=clock.sleep)
+    missing = tool.run_all(four, tmp_path, 400, busy=busy, clock=clock, sleep=clock.pause)
     assert ran == ["a", "b"]
     assert list(missing) == ["c", "d"]
     assert clock.now == 380  # two minutes before b, three before the budget no longer holds c

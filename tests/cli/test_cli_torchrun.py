@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import MODEL, QUICK
+from made_up_clock import Clock
 from made_up_ranks import MEASURED, crossing, environ, free_port, lines, made_up_clock, start
-from rank_clusters import Clock, ranks
+from rank_clusters import ranks
 from small_llama import SIZES
 
 from autolora import TimingCache

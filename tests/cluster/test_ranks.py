@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from made_up_clock import Clock
 from made_up_ranks import made_up_clock, until
-from rank_clusters import Clock, ranks
+from rank_clusters import ranks
 from records import CPU, H100, OLDER, make_problem, make_record
 
 from autolora import Problem, TimingCache

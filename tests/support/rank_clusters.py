@@ -1,19 +1,9 @@
 """Ranks of one process that share a store, on a clock that the test moves."""
 
 import torch
+from made_up_clock import Clock
 
 from autolora.cluster.ranks import Cluster
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-    def pause(self, seconds):
-        self.now += seconds
 
 
 def ranks(size, clock=None, store=None):

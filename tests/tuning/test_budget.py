@@ -1,19 +1,12 @@
 """Sharing the seconds of a run, on a clock that is made up."""
 
 import pytest
+from made_up_clock import Clock
 
 from autolora.timing.effort import EFFORTS
 from autolora.tuning.budget import Budget
 
 STEP = 5e6  # nanoseconds
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 def run(seconds, gains, *, step=STEP, slower=1.0, wanted="thorough"):
