@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from common.arguments import choice_of, parsed, parser_for, temporary_cache
+from common.devices import device_option
 from common.limit import Speeds, least_ns, timed_steps
 from common.models import One, adapted, bare, llama
 from common.passes import by_time_of_each_pass
@@ -251,7 +252,7 @@ def elsewhere(way, subject, shape, regime, rank, options):
         command = [python, str(Path(__file__).resolve()), "--json", str(written)]
         command += ["--way", "PEFT", way, "--subject", subject, "--regime", regime]
         command += ["--rank", str(rank), "--rounds", str(options.rounds)]
-        command += ["--device", options.device, "--shape", str(shape)]
+        command += ["--device", options.device.type, "--shape", str(shape)]
         command += ["--tokens", str(options.tokens)] if options.tokens else []
         command += ["--threads", str(options.threads)] if options.threads else []
         done = subprocess.run(command, capture_output=True, text=True)
@@ -320,12 +321,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="instead of the subject's own")
     parser.add_argument("--effort", default="normal", help="of autolora.tune")
     parser.add_argument("--paper-seconds", type=float, default=2.0, help="per graph and pass")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device_option(parser, "cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--environments", type=Path, help="where peers are installed")
     parser.add_argument("--steps", action="store_true", help="of the graphs of layers")
     options = parsed(parser)
     options.way = list(dict.fromkeys(["PEFT", *options.way]))
-    device, rows = torch.device(options.device), []
+    device, rows = options.device, []
     cases = [("layer", number) for number in options.shape or range(len(SHAPES))]
     for subject, shape in [*cases, ("model", 0)]:
         if subject not in options.subject:

@@ -7,9 +7,9 @@ import torch
 from autolora.timing.clock import Measure, Run, cpu_measure
 
 
-def device_option(parser):
+def device_option(parser, default="cpu"):
     """Adds ``--device``: ``cpu``, or ``cuda``, which is the first GPU that torch sees."""
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=_device, default=default, help="cpu or cuda")
 
 
 def sizes_option(parser):
