@@ -43,62 +43,57 @@ class Benchmark(NamedTuple):
 
 AUTOCAST = "'bfloat16, float32 adapters, autocast'"
 MIXED = "'bfloat16, float32 adapters'"
-OF_MODELS = f"float32 bfloat16 {AUTOCAST} 'bfloat16, float32 adapters, compute_dtype'"
-MOE = "bench_experts.py --model qwen3_moe mixtral gpt_oss"
+COMPUTE = "'bfloat16, float32 adapters, compute_dtype'"
+DROPOUT = "'dropout, float32' 'dropout, bfloat16, float32 adapters, compute_dtype'"
+OF_MODELS = f"float32 bfloat16 {AUTOCAST} {COMPUTE}"
+EXPERTS = "bench_experts.py --implementation"
+SIBLINGS = "bench_siblings.py --regime"
 
 # In order of worth; minutes on two cores.
 BENCHMARKS = [
-    Benchmark("models", "bench_model.py", 25),
-    Benchmark("saved_bytes", "saved_bytes.py", 3),
-    Benchmark("adapter_gain", "adapter_gain.py", 2),
-    Benchmark("dispatch", "bench_dispatch.py", 3),
-    Benchmark("finetune", "finetune.py", 8),
-    Benchmark("run", "bench_run.py", 25),
-    Benchmark("layers", "bench_layer.py", 50),
-    Benchmark("experts", "bench_experts.py --implementation grouped_mm --rounds 11", 35),
-    Benchmark("compiled", "bench_compiled.py --model llama --rounds 15", 25),
-    Benchmark("siblings", f"bench_siblings.py --regime {OF_MODELS}", 25),
-    Benchmark("tuner", "bench_tuner.py", 45),
+    Benchmark("models", "bench_model.py", 12),
+    Benchmark("saved_bytes", "saved_bytes.py", 1),
+    Benchmark("adapter_gain", "adapter_gain.py", 1),
+    Benchmark("dispatch", "bench_dispatch.py", 1),
+    Benchmark("experts", f"{EXPERTS} grouped_mm --rounds 11", 16),
+    Benchmark(
+        "experts_models",
+        f"{EXPERTS} grouped_mm --model qwen3_moe mixtral gpt_oss --regime {MIXED} --rounds 21",
+        7,
+    ),
+    Benchmark("compiled", "bench_compiled.py --model llama --rounds 9", 14),
+    Benchmark(
+        "compiled_blocks",
+        f"bench_compiled.py --model smollm2 minilm --blocks --regime {AUTOCAST} {COMPUTE} "
+        "--rounds 15",
+        24,
+    ),
+    Benchmark("siblings", f"{SIBLINGS} {OF_MODELS} --rounds 30", 16),
+    Benchmark("siblings_models", f"{SIBLINGS} {AUTOCAST} --model smollm2 --rounds 31", 6),
+    Benchmark("layers", "bench_layer.py --rank 16", 14),
+    Benchmark("finetune", "finetune.py", 7),
+    Benchmark("paper", "bench_paper.py", 20),
+    Benchmark("peers", "bench_peers.py", 20),
+    Benchmark("run", "bench_run.py --rounds 1", 15),
+    Benchmark("experts_eager", f"{EXPERTS} eager --case 0 1 --rounds 12", 12),
+    Benchmark("experts_batched", f"{EXPERTS} batched_mm --regime float32 --case 0 --rounds 5", 4),
+    Benchmark("experts_regret", "regret_experts.py", 14),
+    Benchmark("tuner", "bench_tuner.py --problems 0 4 7 11", 15),
+    Benchmark("tuner_counts", "bench_tuner.py --tokens 128:1024 --counts 12", 8),
+    Benchmark("siblings_compiled", f"{SIBLINGS} {OF_MODELS} --compiled --rank 16 --rounds 30", 16),
+    Benchmark("siblings_dropout", f"{SIBLINGS} {DROPOUT} --rank 16 --rounds 30", 4),
     Benchmark(
         "finetune_bfloat16",
         "finetune.py --dtype bfloat16 --compute-dtype bfloat16 --dropout 0",
         4,
     ),
-    Benchmark(
-        "siblings_models",
-        f"bench_siblings.py --model smollm2 --regime {AUTOCAST} --rounds 31",
-        10,
-    ),
-    Benchmark(
-        "experts_models",
-        f"{MOE} --regime {MIXED} --implementation grouped_mm --rounds 21",
-        15,
-    ),
-    Benchmark(
-        "compiled_smollm2",
-        f"bench_compiled.py --model smollm2 --blocks --regime {AUTOCAST} --rounds 21",
-        15,
-    ),
-    Benchmark("paper", "bench_paper.py", 20),
-    Benchmark("peers", "bench_peers.py", 20),
     Benchmark("faults", "fault_bench.py", 8),
     Benchmark("scaling", "bench_scaling.py", 3),
     Benchmark(
-        "experts_eager", "bench_experts.py --implementation eager --case 0 1 --rounds 12", 12
-    ),
-    Benchmark(
-        "experts_batched",
-        "bench_experts.py --implementation batched_mm --regime float32 --case 0 --rounds 5",
-        4,
-    ),
-    Benchmark("experts_regret", "regret_experts.py", 40),
-    Benchmark(
         "layers_bfloat16",
         f"bench_layer.py --regime bfloat16 {MIXED} --rank 16 --shape 0 --rounds 7",
-        6,
+        2,
     ),
-    Benchmark("tuner_counts", "bench_tuner.py --tokens 128:1024 --counts 40", 20),
-    Benchmark("siblings_compiled", f"bench_siblings.py --compiled --regime {OF_MODELS}", 60),
 ]
 LOOK = 5.0  # seconds that the load of other processes is read for
 AGAIN = 60.0  # seconds until a busy machine is looked at again
