@@ -72,7 +72,7 @@ BENCHMARKS = [
     Benchmark("siblings_models", f"{SIBLINGS} {AUTOCAST} --model smollm2 --rounds 31", 6),
     Benchmark("layers", "bench_layer.py --rank 16", 14),
     Benchmark("finetune", "finetune.py", 7),
-    Benchmark("paper", "bench_paper.py", 20),
+    Benchmark("paper", "bench_paper.py --compiled --rounds 11", 30),
     Benchmark("peers", "bench_peers.py", 20),
     Benchmark("run", "bench_run.py --rounds 1", 15),
     Benchmark("experts_eager", f"{EXPERTS} eager --case 0 1 --rounds 12", 12),
