@@ -86,6 +86,16 @@ def test_a_change_is_found(figures, checkout, changed):
     assert [each for each, _ in figures.differing(checkout)] == [path]
 
 
+def test_a_table_of_many_benchmarks_leaves_their_commands_to_the_tables_of_each(figures, checkout):
+    path = checkout / "tools/results/one/adapter_gain.json"
+    one = json.loads(path.read_text())
+    assert "`python tools/adapter_gain.py" in figures.caption([one] * figures.MANY)
+    later = one | {"date": "2100-01-01T00:00:00Z"}
+    many = figures.caption([*[one] * figures.MANY, later])
+    assert "adapter_gain" not in many
+    assert many.endswith(f"autolora {one['versions']['commit']}, {one['date'][:10]} to 2100-01-01.")
+
+
 def test_each_machine_has_a_table_of_its_own(figures, checkout):
     results = checkout / "tools/results"
     document = json.loads((results / "one/adapter_gain.json").read_text())
@@ -124,6 +134,34 @@ WAYS = {
     "one line": {"step_s": 0.8, "peak_mib": 1400.0, "largest_difference": 1e-7},
 }
 TUNED = ("tuner", "busy", "exhaustive", "flops", "paper", "PEFT")
+HEADLINE = [
+    {
+        "tool": "bench_compiled",
+        "model": "llama",
+        "regime": F32,
+        "samples": {
+            "autolora compiled": {"over peft compiled": ran(1.1, 1.0, 1.2)},
+            "bare compiled": {"over peft compiled": ran(1.3, 1.2, 1.4)},
+        },
+    },
+    {"tool": "bench_layer", "regime": BF16, "speedup": 1.0, "ms": {"peft": 4.0, "floor": 2.0}},
+    {"tool": "bench_layer", "regime": BF16, "speedup": 1.21, "ms": {"peft": 4.0, "floor": 2.0}},
+]
+NOISE = [
+    {
+        "seconds": seconds,
+        "problems": {
+            name: {
+                "winner": winner,
+                "within": 0.007,
+                "noisy": noisy,
+                "median_ns": {"a": 1e6, "b": ns},
+            }
+            for name, winner, noisy in (("q", winner, False), ("k", "a", True))
+        },
+    }
+    for winner, ns, seconds in (("b", 9e5, 10.0), ("a", 1.02e6, 12.4))
+]
 FINE = {"dtype": F32, "compute_dtype": None, "dropout": 0.0, "speedup": 1.25}
 
 
@@ -135,6 +173,12 @@ FINE = {"dtype": F32, "compute_dtype": None, "dropout": 0.0, "speedup": 1.25}
             [LAYER | {"speedup": s, "over_flops": 1.1} for s in (1.0, 1.21)],
             "NF4, float32 | **1.10x** | 1.00x | 2.00x | 1.10x",
         ),
+        (
+            "headline",
+            HEADLINE,
+            "4-layer Llama compiled, over compiled PEFT, float32 | 1.10x | 1.30x",
+        ),
+        ("headline", HEADLINE[1:], "linear layer, mean of 2, bfloat16 | 1.10x | 2.00x"),
         (
             "models",
             [
@@ -203,6 +247,11 @@ FINE = {"dtype": F32, "compute_dtype": None, "dropout": 0.0, "speedup": 1.25}
                 for regret in (1.0, 2.0)
             ],
             "tuner | 1.500 | 2.000 ± 0.020 | 1.0 to 2.0",
+        ),
+        (
+            "noise",
+            [{"llama": [], "tiny": NOISE}],
+            "tiny layers (64→96) | 2 | 2 of 4 | 0.7% | 1 of 2 | 2.0% | 10 to 12",
         ),
         (
             "finetune",

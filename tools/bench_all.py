@@ -83,6 +83,7 @@ BENCHMARKS = [
     Benchmark("experts_batched", f"{EXPERTS} batched_mm --regime float32 --case 0 --rounds 5", 4),
     Benchmark("experts_regret", "regret_experts.py", 14),
     Benchmark("tuner", "bench_tuner.py --problems 0 4 7 11", 15),
+    Benchmark("noise", "bench_noise.py --runs 2 --budget 150", 8),
     Benchmark("tuner_counts", "bench_tuner.py --tokens 128:1024 --counts 12", 8),
     Benchmark("siblings_compiled", f"{SIBLINGS} {OF_MODELS} --compiled --rank 16 --rounds 30", 16),
     Benchmark("siblings_dropout", f"{SIBLINGS} {DROPOUT} --rank 16 --rounds 30", 4),

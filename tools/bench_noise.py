@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from common.arguments import parsed, parser_for, temporary_cache
+from common.comparisons import other_winners
 from common.results import write
 
 from autolora import Problem
@@ -90,13 +91,7 @@ def show(group: str, runs: list[dict[str, Any]]) -> None:
                 f"{'  noisy' if row['noisy'] else ''}  {row['winner']}"
             )
     for (number, first), (other, second) in combinations(enumerate(runs), 2):
-        losses = {}
-        for name, row in first["problems"].items():
-            again = second["problems"].get(name)
-            if again and row["winner"] != again["winner"]:
-                times = again["median_ns"]
-                slow = times.get(row["winner"])
-                losses[name] = slow / times[again["winner"]] - 1 if slow else None
+        losses = other_winners(first, second)
         same = len(first["problems"]) - len(losses)
         print(f"{group}, runs {number} and {other}: {same} winners are the same")
         for name, loss in losses.items():

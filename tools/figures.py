@@ -19,6 +19,7 @@ from pathlib import Path
 from common.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
+MANY = 3  # benchmarks whose commands a table shows
 _START = re.compile(r"^<!-- figures: ", re.MULTILINE)
 _BLOCK = re.compile(
     r"^(<!-- figures: (\S+)(?: (\S+))? -->\n)(.*?)^(<!-- end of figures -->)$",
@@ -64,11 +65,18 @@ def figures(name, only, results):
     for folder in sorted(results.glob(only or "*")):
         paths = [folder / f"{each}.json" for each in benchmarks]
         if read := [json.loads(p.read_text(encoding="utf-8")) for p in paths if p.exists()]:
-            lines = list(make([row for each in read for row in each["rows"]]))
+            lines = list(make(list(rows_of(read))))
             tables.append(f"{table(lines)}\n{caption(read)}\n")
     if not tables:
         raise ValueError(f"no results of {' or '.join(benchmarks)} on {only or 'any machine'}")
     return "\n".join(tables)
+
+
+def rows_of(read):
+    """The rows of several results, each with the tool that made it."""
+    for each in read:
+        tool = Path(each["command"].split()[1]).stem
+        yield from ({**row, "tool": tool} for row in each["rows"])
 
 
 def table(lines):
@@ -79,9 +87,19 @@ def table(lines):
 
 
 def caption(read):
-    """The line under a table: where, when and by which commands it was measured."""
+    """The line under a table: where, when and by which commands it was measured.
+
+    The commands of a table of many benchmarks stand at the tables of each.
+    """
     machine, versions = read[0]["environment"], read[0]["versions"]
     threads = f"{machine['threads']} of {machine['cores']} cores, {machine['capability']}"
+    if len(read) > MANY:
+        states = {each["versions"]["commit"] or each["versions"]["autolora"] for each in read}
+        dates = sorted({each["date"][:10] for each in read})
+        return (
+            f"{machine['device_name']}, {threads}, torch {versions['torch']}, autolora "
+            f"{' and '.join(sorted(states))}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+        )
     commands = []
     for each in read:
         policy = each["environment"]["OMP_WAIT_POLICY"]

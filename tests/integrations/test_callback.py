@@ -38,7 +38,7 @@ def plain(tmp_path_factory):
 
 
 def test_the_first_steps_are_tuned_for_and_the_losses_are_pefts(plain, tmp_path, caplog):
-    made = trainer(llama(), tmp_path, [AutoloraCallback(tune=True, budget=20)])
+    made = trainer(llama(), tmp_path, [AutoloraCallback(tune=True, budget=3600)])
     made.train()
     assert losses(made) == pytest.approx(plain, rel=1e-5)
     assert reasons(made.model) == {"exact"}
@@ -69,7 +69,7 @@ def test_training_resumes_from_a_checkpoint(plain, tmp_path):
         made = trainer(
             llama(),
             tmp_path,
-            [AutoloraCallback(tune=True, budget=20, steps=2)],
+            [AutoloraCallback(tune=True, budget=3600, steps=2)],
             save_strategy="steps",
             save_steps=4,
         )
@@ -84,7 +84,7 @@ def test_evaluation_and_generation_in_between_do_not_count(tmp_path):
                 model.generate(torch.full((1, 4), 5), max_new_tokens=2, do_sample=False)
             super().on_step_end(args, state, control, model=model, **more)
 
-    callback = Generates(tune=True, budget=20)
+    callback = Generates(tune=True, budget=3600)
     made = trainer(llama(), tmp_path, [callback], eval_strategy="steps", eval_steps=2)
     made.train()
     assert callback.first.usage.calls.total() == 8 * 14
@@ -104,7 +104,7 @@ def test_layers_that_are_accelerated_already_keep_their_settings(tmp_path):
 
 def test_native_layers_are_tuned_too(tmp_path):
     model = autolora.add_lora(llama(adapted=False), rank=4)
-    made = trainer(model, tmp_path, [AutoloraCallback(tune=True, budget=20)])
+    made = trainer(model, tmp_path, [AutoloraCallback(tune=True, budget=3600)])
     made.train()
     assert reasons(model) == {"exact"}
 
@@ -129,7 +129,7 @@ def test_a_compiled_model_is_tuned_compiled(tmp_path, monkeypatch):
     made = trainer(
         shallow(),
         tmp_path,
-        [AutoloraCallback(tune=True, budget=20)],
+        [AutoloraCallback(tune=True, budget=3600)],
         torch_compile=True,
         torch_compile_backend="aot_eager",
     )
@@ -160,7 +160,7 @@ def test_trainers_of_trl(kind, tmp_path):
     pytest.importorskip("trl")
     made = trl_trainer(kind, tmp_path / "plain", [])
     made.train()
-    tuned = trl_trainer(kind, tmp_path / "tuned", [AutoloraCallback(tune=True, budget=20)])
+    tuned = trl_trainer(kind, tmp_path / "tuned", [AutoloraCallback(tune=True, budget=3600)])
     tuned.train()
     assert losses(tuned) == pytest.approx(losses(made), rel=1e-4, abs=1e-6)
     assert "exact" in reasons(tuned.model)

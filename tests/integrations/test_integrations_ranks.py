@@ -12,7 +12,7 @@ import autolora
 from autolora.integrations import AutoloraCallback
 
 made = trainer(
-    llama(), tempfile.mkdtemp(), [AutoloraCallback(tune=True, budget=20)], ddp_backend="gloo"
+    llama(), tempfile.mkdtemp(), [AutoloraCallback(tune=True, budget=3600)], ddp_backend="gloo"
 )
 made.train()
 graphs = {layer.name: [layer.graph, layer.why] for layer in autolora.explain(made.model).layers}

@@ -141,7 +141,7 @@ def test_models_that_are_gone_are_counted_but_not_kept():
 
 def test_steps_of_other_optimizers_do_not_count():
     told = []
-    first = FirstSteps(budget=20, steps=1, told=told.append)
+    first = FirstSteps(budget=3600, steps=1, told=told.append)
     model = llama()
     autolora.accelerate(model)
     first.watch(model)
@@ -172,7 +172,7 @@ def followed(first, **options):
 
 def test_models_that_train_one_after_the_other_are_each_tuned():
     told = []
-    first = FirstSteps(budget=20, steps=1, told=told.append)
+    first = FirstSteps(budget=3600, steps=1, told=told.append)
     one, two = followed(first), followed(first, objective="accuracy")
     train(one, first, 4)
     assert autolora.explain(one).counts == {"exact": 14}
@@ -189,7 +189,7 @@ def test_models_that_train_one_after_the_other_are_each_tuned():
 
 def test_a_model_that_does_not_run_any_more_is_not_kept(monkeypatch):
     monkeypatch.setattr(first_steps, "_PATIENCE", 2)
-    first = FirstSteps(budget=20, steps=1)
+    first = FirstSteps(budget=3600, steps=1)
     model = followed(first)
     train(model, first, 1)  # and its recording begins
     gone = weakref.ref(model)
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_run_any_more_is_not_kept(monkeypatch):
 
 
 def test_a_pause_begins_the_recording_again():
-    first = FirstSteps(budget=20, steps=2, told=lambda line: None)
+    first = FirstSteps(budget=3600, steps=2, told=lambda line: None)
     model = followed(first)
     train(model, first, 2)
     assert first.waits
@@ -250,7 +250,7 @@ def test_an_interrupt_while_it_tunes_ends_the_training(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tuner, "measure_problem", interrupted)
-    first = FirstSteps(budget=20, steps=1, told=lambda line: None)
+    first = FirstSteps(budget=3600, steps=1, told=lambda line: None)
     model = followed(first)
     with pytest.raises(KeyboardInterrupt):
         train(model, first, 2)
@@ -260,7 +260,7 @@ def test_an_interrupt_while_it_tunes_ends_the_training(monkeypatch):
 def test_tuning_leaves_the_random_numbers_of_the_run():
     model = llama()
     autolora.accelerate(model)
-    first = FirstSteps(budget=20, steps=1, told=lambda line: None)
+    first = FirstSteps(budget=3600, steps=1, told=lambda line: None)
     first.watch(model)
     state = torch.get_rng_state()
     for _ in range(2):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from statistics import fmean, geometric_mean, median, stdev
 
 from common.cells import MIB, grouped, quartiles, regime, slashed, times
-from common.comparisons import paper, peers
+from common.comparisons import noise, paper, peers
+from common.headline import headline
 
 
 def layers(rows):
@@ -213,7 +214,9 @@ def dispatch(rows):
         yield [f"look-up and dispatch on a hit, {name}", f"{us['least']:.1f} µs a call"]
     over = tiny["samples"]["autolora"]["over peft"]
     yield ["1 token, 64→64, forward + backward, over PEFT (quartiles)", quartiles(over)]
-    yield ["`import autolora` adds to `import torch`", f"{added['median']:.0f} ms"]
+    low, high = added["quartiles"]
+    spread = f"{added['median']:.0f} ms ({low:.0f} to {high:.0f})"
+    yield ["`import autolora` adds to `import torch` (quartiles)", spread]
 
 
 def faults(rows):
@@ -243,6 +246,7 @@ def scaling(rows):
 
 # what a document calls a table → the function that makes it, and the benchmarks that it shows
 TABLES = {
+    "headline": (headline, "models", "compiled", "experts", "layers"),
     "layers": (layers, "layers"),
     "layers_bfloat16": (layers, "layers_bfloat16"),
     "models": (models, "models"),
@@ -257,6 +261,7 @@ TABLES = {
     "experts_regret": (experts_regret, "experts_regret"),
     "run": (run, "run"),
     "tuner": (tuner, "tuner"),
+    "noise": (noise, "noise"),
     "tuner_counts": (tuner_counts, "tuner_counts"),
     "finetune": (finetune, "finetune", "finetune_bfloat16"),
     "saved_bytes": (saved_bytes, "saved_bytes"),
