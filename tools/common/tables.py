@@ -47,6 +47,7 @@ def compiled(rows):
         "apart compiled": "without siblings",
         "other compiled": "with eager records alone",
         "bare compiled": "no adapters",
+        "autolora": "autolora, not compiled",
     }
     yield ["model", "regime", *shown.values()]
     for row in rows:
