@@ -51,8 +51,10 @@ def compiled(rows):
     }
     yield ["model", "regime", *shown.values()]
     for row in rows:
-        found = (quartiles(row["samples"][key]["over peft compiled"]) for key in shown)
-        yield [row["model"], regime(row["regime"]), *found]
+        samples = row["samples"]
+        found = (samples[key]["over peft compiled"] if key in samples else None for key in shown)
+        cells = (quartiles(each) if each else "–" for each in found)
+        yield [row["model"], regime(row["regime"]), *cells]
 
 
 def siblings(rows):
@@ -251,7 +253,7 @@ TABLES = {
     "layers": (layers, "layers"),
     "layers_bfloat16": (layers, "layers_bfloat16"),
     "models": (models, "models"),
-    "compiled": (compiled, "compiled", "compiled_blocks"),
+    "compiled": (compiled, "compiled", "compiled_smollm2", "compiled_minilm"),
     "siblings": (siblings, "siblings", "siblings_compiled"),
     "siblings_dropout": (siblings, "siblings_dropout"),
     "siblings_models": (siblings_models, "siblings_models"),
