@@ -75,6 +75,7 @@ BENCHMARKS = [
     ),
     Benchmark("siblings", f"{SIBLINGS} {OF_MODELS} --rounds 30", 16),
     Benchmark("siblings_models", f"{SIBLINGS} {AUTOCAST} --model smollm2 --rounds 31", 6),
+    Benchmark("siblings_others", f"{SIBLINGS} {AUTOCAST} --model minilm llama vit --rounds 21", 6),
     Benchmark("layers", "bench_layer.py --rank 16 --seconds 2", 10),
     Benchmark("finetune", "finetune.py", 7),
     Benchmark("paper", "bench_paper.py --compiled --rounds 11", 30),
