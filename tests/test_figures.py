@@ -145,8 +145,10 @@ HEADLINE = [
             "bare compiled": {"over peft compiled": ran(1.3, 1.2, 1.4)},
         },
     },
-    {"tool": "bench_layer", "regime": BF16, "speedup": 1.0, "ms": {"peft": 4.0, "floor": 2.0}},
-    {"tool": "bench_layer", "regime": BF16, "speedup": 1.21, "ms": {"peft": 4.0, "floor": 2.0}},
+    *(
+        {"tool": "bench_layer", "regime": name, "speedup": s, "ms": {"peft": 4.0, "floor": 2.0}}
+        for name, s in ((F32, 9.0), ("nf4, bfloat16", 1.0), ("nf4, bfloat16", 1.21))
+    ),
 ]
 NOISE = [
     {
@@ -179,7 +181,7 @@ FINE = {"dtype": F32, "compute_dtype": None, "dropout": 0.0, "speedup": 1.25}
             HEADLINE,
             "4-layer Llama compiled, over compiled PEFT, float32 | 1.10x | 1.30x",
         ),
-        ("headline", HEADLINE[1:], "linear layer, mean of 2, bfloat16 | 1.10x | 2.00x"),
+        ("headline", HEADLINE[1:], "linear layer, mean of 2 sizes, NF4, bfloat16 | 1.10x | 2.00x"),
         (
             "models",
             [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-TOOLS, DOCS = ROOT / "tools", ROOT / "docs"
+TOOLS = ROOT / "tools"
 F32, BF16 = torch.float32, torch.bfloat16
 
 
@@ -43,13 +43,19 @@ def test_an_unknown_word_is_no_regime():
         importlib.import_module("common.regimes").Regime.of("float33")
 
 
-def test_the_drawn_step_is_that_of_its_figures():
+def test_the_drawn_step_is_that_of_its_results():
     draw_step = importlib.import_module("draw_step")
-    figures = json.loads((DOCS / "step.json").read_text(encoding="utf-8"))
-    assert draw_step.drawing(figures) == (DOCS / "step.svg").read_text(encoding="utf-8")
-    page = (DOCS / "figures.md").read_text(encoding="utf-8")
-    for step in figures["steps"]:
-        assert f"{step['speedup']:.2f}x, {step['overhead_removed']:.0%}" in page
+    results = json.loads(draw_step.MODELS.read_text(encoding="utf-8"))
+    assert draw_step.drawing(results) == draw_step.STEP.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("removed", "shares"),
+    [(0.0, (0.8, 0.2, 0.2)), (0.5, (0.8, 0.2, 0.1)), (1.0, (0.8, 0.2, 0)), (2.0, (0.6, 0.2, 0))],
+)
+def test_the_parts_of_a_drawn_step(removed, shares):
+    row = {"ms": {"peft": 5.0, "floor": 4.0}, "overhead_removed": removed}
+    assert importlib.import_module("draw_step").parts(row) == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("page", ["#ffffff", "#0d1117"])

@@ -1,10 +1,9 @@
 """Draws training steps as bars: the model itself, and what its adapters add.
 
-    python tools/draw_step.py [docs/step.json] [docs/step.svg]
+    python tools/draw_step.py [RESULTS] [docs/step.svg]
 
-The input has a ``title``, a ``source`` and ``steps`` with the ``regime``, the ``speedup`` over PEFT
-and the share of the LoRA ``overhead_removed``, as ``tools/bench_model.py --json`` writes them.
-Colours are chosen for light and for dark pages.
+The input is what ``tools/bench_model.py --json`` writes: of one machine and of all models, of which
+SmolLM2 is drawn. Colours are chosen for light and for dark pages.
 """
 
 from __future__ import annotations
@@ -14,17 +13,24 @@ import json
 from html import escape
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+from common.results import RESULTS, ROOT
+
+MODELS = RESULTS / "amd-epyc-25-17-1-2-threads/models.json"  # of the machine of README's figures
+STEP = ROOT / "docs/step.svg"
 # As much contrast with white as with the darkest pages.
 TEXT, BASE, PEFT, OURS = "#7a7a7a", "#6b87a8", "#c2703d", "#2f9e6e"
 LEFT, WIDTH, BAR, GAP = 90, 560, 22, 6  # pixels; a step of PEFT is as long as WIDTH
 
 
-def parts(step):
-    """The model, its adapters with PEFT and with autolora, as shares of PEFT's step."""
-    ours = 1 / step["speedup"]
-    base = 1 - (1 - ours) / step["overhead_removed"]
-    return base, 1 - base, ours - base
+def parts(row):
+    """The model, its adapters with PEFT and with autolora, as shares of PEFT's step.
+
+    Where autolora is faster than the model without adapters, no adapters are left.
+    """
+    theirs = 1 - row["ms"]["floor"] / row["ms"]["peft"]
+    step = 1 - row["overhead_removed"] * theirs
+    base = min(1 - theirs, step)
+    return base, theirs, step - base
 
 
 def text(x, y, words, *, size=13, anchor="start", weight="normal"):
@@ -46,17 +52,19 @@ def bar(y, name, base, adapters, colour):
     ]
 
 
-def drawing(figures):
-    """The SVG of all steps."""
+def drawing(results):
+    """The SVG of the steps of SmolLM2."""
+    rows = [row for row in results["rows"] if row["model"] == "smollm2"]
+    title = f"One training step of SmolLM2-135M with LoRA, rank {rows[0]['rank']}"
     lines, told, y = [], [], 84
-    for step in figures["steps"]:
-        base, theirs, ours = parts(step)
-        lines.append(text(LEFT, y, step["regime"], weight="bold"))
-        lines += bar(y + 8, "PEFT", base, theirs, PEFT)
+    for row in rows:
+        base, theirs, ours = parts(row)
+        lines.append(text(LEFT, y, row["regime"], weight="bold"))
+        lines += bar(y + 8, "PEFT", 1 - theirs, theirs, PEFT)
         lines += bar(y + 8 + BAR + GAP, "autolora", base, ours, OURS)
         told.append(
-            f"{step['regime']}: {step['speedup']:.2f}x as fast, "
-            f"{step['overhead_removed']:.0%} of what the adapters cost is gone"
+            f"{row['regime']}: {row['speedup']:.2f}x as fast, "
+            f"{row['overhead_removed']:.0%} of what the adapters cost is gone"
         )
         y += 2 * BAR + GAP + 40
     x = LEFT
@@ -64,29 +72,34 @@ def drawing(figures):
         lines.append(f'<rect x="{x}" y="42" width="14" height="14" fill="{colour}"/>')
         lines.append(text(x + 20, 54, words))
         x += 150
-    lines.append(text(LEFT, y - 8, figures["source"], size=11))
-    title, told = escape(figures["title"]), escape("; ".join(told))
+    lines.append(text(LEFT, y - 8, source(results), size=11))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 60} {y}" '
             f'role="img" aria-labelledby="title told" font-family="sans-serif" fill="{TEXT}">',
-            f'<title id="title">{title}</title>',
-            f'<desc id="told">{told}</desc>',
-            text(LEFT, 24, figures["title"], size=16, weight="bold"),
+            f'<title id="title">{escape(title)}</title>',
+            f'<desc id="told">{escape("; ".join(told))}</desc>',
+            text(LEFT, 24, title, size=16, weight="bold"),
             *lines,
             "</svg>\n",
         ]
     )
 
 
+def source(results):
+    """By what and where the steps were measured."""
+    machine = results["environment"]
+    return f"{results['command']}, {machine['threads']} cores of {machine['device_name']}"
+
+
 def main():
-    """Draws the steps of a file."""
+    """Draws the steps of a result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("figures", nargs="?", type=Path, default=DOCS / "step.json")
-    parser.add_argument("svg", nargs="?", type=Path, default=DOCS / "step.svg")
+    parser.add_argument("results", nargs="?", type=Path, default=MODELS)
+    parser.add_argument("svg", nargs="?", type=Path, default=STEP)
     options = parser.parse_args()
-    figures = json.loads(options.figures.read_text(encoding="utf-8"))
-    options.svg.write_text(drawing(figures), encoding="utf-8")
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    options.svg.write_text(drawing(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

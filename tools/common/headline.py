@@ -6,11 +6,13 @@ from statistics import geometric_mean
 
 from common.cells import grouped, regime, times
 
+# Layers of these kinds; whole models show how plain ones are trained.
+_LAYERS = ("dropout, float32", "dropout, bfloat16", "nf4, bfloat16", "DoRA, bfloat16")
 _MODELS = {"llama": "4-layer Llama", "smollm2": "SmolLM2-135M"}
 
 
 def headline(rows):
-    """One line for each whole training step, and for each kind of layer the mean of its cases."""
+    """One line for each whole training step, and for some kinds of layers the mean of the cases."""
     yield ["forward and backward pass", "over PEFT", "without adapters"]
     found = {tool: grouped(these, "regime") for tool, these in grouped(rows, "tool").items()}
     for name, these in found.get("bench_model", {}).items():
@@ -22,10 +24,11 @@ def headline(rows):
             yield [title, *_medians(row, "autolora", "bare", " compiled")]
     for name, these in found.get("bench_experts", {}).items():
         ratios = ((row["over_peft"], row["bare_over_peft"]) for row in these)
-        yield [f"mixture's experts, mean of {len(these)}, {regime(name)}", *_means(ratios)]
+        yield [f"experts of a mixture, mean of {len(these)} sizes, {regime(name)}", *_means(ratios)]
     for name, these in found.get("bench_layer", {}).items():
-        ratios = ((row["speedup"], row["ms"]["peft"] / row["ms"]["floor"]) for row in these)
-        yield [f"linear layer, mean of {len(these)}, {regime(name)}", *_means(ratios)]
+        if name in _LAYERS:
+            ratios = ((row["speedup"], row["ms"]["peft"] / row["ms"]["floor"]) for row in these)
+            yield [f"linear layer, mean of {len(these)} sizes, {regime(name)}", *_means(ratios)]
 
 
 def _medians(row, ours, bare, way=""):
