@@ -51,7 +51,7 @@ SIBLINGS = "bench_siblings.py --regime"
 
 # In order of worth; minutes on two cores.
 BENCHMARKS = [
-    Benchmark("models", "bench_model.py", 12),
+    Benchmark("models", "bench_model.py", 17),
     Benchmark("saved_bytes", "saved_bytes.py", 1),
     Benchmark("adapter_gain", "adapter_gain.py", 1),
     Benchmark("dispatch", "bench_dispatch.py", 1),
@@ -63,20 +63,21 @@ BENCHMARKS = [
     ),
     Benchmark("compiled", "bench_compiled.py --model llama --rounds 9", 17),
     Benchmark(
-        "compiled_smollm2",
+        "compiled_blocks",
+        f"bench_compiled.py --model smollm2 minilm --blocks --regime {AUTOCAST} {COMPUTE} "
+        "--rounds 15",
+        19,
+    ),
+    Benchmark(
+        "compiled_smollm2",  # again, with fewer copies of the model
         f"bench_compiled.py --model smollm2 --blocks --regime {AUTOCAST} {COMPUTE} --rounds 31 "
         "--ways 'peft compiled' 'autolora compiled' 'bare compiled'",
         10,
     ),
-    Benchmark(
-        "compiled_minilm",
-        f"bench_compiled.py --model minilm --blocks --regime {AUTOCAST} {COMPUTE} --rounds 15",
-        5,
-    ),
     Benchmark("siblings", f"{SIBLINGS} {OF_MODELS} --rounds 30", 16),
     Benchmark("siblings_models", f"{SIBLINGS} {AUTOCAST} --model smollm2 --rounds 31", 6),
     Benchmark("siblings_others", f"{SIBLINGS} {AUTOCAST} --model minilm llama vit --rounds 21", 6),
-    Benchmark("layers", "bench_layer.py --rank 16 --seconds 2", 10),
+    Benchmark("layers", "bench_layer.py --rank 16 --seconds 2", 15),
     Benchmark("finetune", "finetune.py", 7),
     Benchmark("paper", "bench_paper.py --compiled --rounds 11", 30),
     Benchmark(
