@@ -93,21 +93,23 @@ def caption(read):
     """
     machine, versions = read[0]["environment"], read[0]["versions"]
     threads = f"{machine['threads']} of {machine['cores']} cores, {machine['capability']}"
+    place = f"{machine['device_name']}, {threads}, torch {versions['torch']}"
     if len(read) > MANY:
-        states = {each["versions"]["commit"] or each["versions"]["autolora"] for each in read}
+        states = " and ".join(sorted({state(each) for each in read}))
         dates = sorted({each["date"][:10] for each in read})
-        return (
-            f"{machine['device_name']}, {threads}, torch {versions['torch']}, autolora "
-            f"{' and '.join(sorted(states))}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
-        )
+        return f"{place}, autolora {states}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
     commands = []
     for each in read:
         policy = each["environment"]["OMP_WAIT_POLICY"]
         prefix = f"OMP_WAIT_POLICY={policy} " if policy else ""
-        state = each["versions"]["commit"] or each["versions"]["autolora"]
-        at = f"{each['date'][:10]}, autolora {state}"
+        at = f"{each['date'][:10]}, autolora {state(each)}"
         commands.append(f"`{prefix}{each['command']}` ({at})")
-    return f"{machine['device_name']}, {threads}, torch {versions['torch']}: {'; '.join(commands)}."
+    return f"{place}: {'; '.join(commands)}."
+
+
+def state(result):
+    """The state of the package that a result is of."""
+    return result["versions"]["commit"] or result["versions"]["autolora"]
 
 
 def differing(root):
